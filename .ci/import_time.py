@@ -1,0 +1,23 @@
+"""Print how long `import pytrain` takes in a fresh interpreter, beside an interpreter that imports nothing."""
+
+import statistics
+import subprocess
+import sys
+import time
+
+ROUNDS = 7
+
+
+def seconds(statement: str) -> list[float]:
+    """Wall-clock time of whole interpreters that run the statement."""
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", statement], check=True)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+if __name__ == "__main__":
+    bare, numpy, full = (statistics.median(seconds(text)) for text in ("pass", "import numpy", "import pytrain"))
+    print(f"  import pytrain {full - bare:.3f} (of which numpy {numpy - bare:.3f}); bare interpreter {bare:.3f}")

@@ -1,0 +1,36 @@
+#include "bindings/bind.h"
+#include "build_information.h"
+#include "cpu/features.h"
+#include "cpu/select.h"
+#include "cpu/threads.h"
+
+namespace py = pybind11;
+
+namespace pytrain {
+
+namespace {
+py::dict information() {
+    const cpu::Kernels& kernels = cpu::chosen_kernels();
+    py::list available;
+    for (const cpu::Isa& isa : cpu::list_isas(cpu::detect_features()))
+        if (isa.available()) available.append(isa.name);
+    py::dict facts;
+    facts["version"] = PYTRAIN_VERSION;
+    facts["compiler"] = PYTRAIN_COMPILER;
+    facts["isa"] = kernels.name;
+    facts["isas_available"] = available;
+    facts["isas_built"] = PYTRAIN_BUILT_ISAS;
+    facts["isas_dropped"] = PYTRAIN_DROPPED_ISAS;
+    facts["threads"] = cpu::default_threads();
+    facts["blocking"] = message("tile ", kernels.tile_rows, "x", kernels.tile_columns, ", block ", kernels.block_rows, "x", kernels.block_depth, "x", kernels.block_columns);
+    return facts;
+}
+}  // namespace
+
+void bind_information(py::module_& module) {
+    module.attr("source_hash") = PYTRAIN_SOURCE_HASH;
+    module.attr("__version__") = PYTRAIN_VERSION;
+    module.def("information", &information, "Compiler, instruction sets (chosen, available, built, dropped), threads and blocking, as JSON values.");
+}
+
+}  // namespace pytrain

@@ -1,0 +1,117 @@
+// What attention forward and backward share: how work is cut into tiles, which keys a query sees, and packing.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/attention.h"
+
+namespace pytrain::cpu {
+
+constexpr std::int64_t kPanelAlignment = 16;  // floats: the 64 bytes that kernels.h promises of panels
+
+inline std::int64_t ceil_to(std::int64_t a, std::int64_t multiple) { return (a + multiple - 1) / multiple * multiple; }
+
+// Sizes of tiles, from the table and the head size alone.
+//
+// A tile of queries is about 100 rows, so that a packed key or value meets 100 multiply-adds; its query rows go through the
+// products one panel of tile_rows at a time, so that the causal edge wastes little. A tile of keys is 128: with a head size
+// of 64, keys and values packed are 32 KiB each, and everything a task holds is within a second-level cache of 512 KiB.
+struct AttentionTiles {
+    AttentionTiles(const Kernels& kernels, std::int64_t head_size)
+        : panel_rows(kernels.tile_rows),
+          panel_columns(kernels.tile_columns),
+          depth(head_size),
+          padded(ceil_to(head_size, kernels.tile_columns)),
+          queries(ceil_to(96, kernels.tile_rows)),
+          keys(ceil_to(128, kernels.tile_columns)),
+          key_rows(keys / kernels.tile_rows * kernels.tile_rows) {}
+
+    static std::int64_t panel(std::int64_t k, std::int64_t width) { return ceil_to(k * width, kPanelAlignment); }
+    std::int64_t query_panel() const { return panel(depth, panel_rows); }          // q or dout, left operand
+    std::int64_t key_panel() const { return panel(depth, panel_columns); }         // k or v, right operand of scores
+    std::int64_t value_panel() const { return panel(keys, panel_columns); }        // v or k, right operand of sums over keys
+    std::int64_t row_panel() const { return panel(queries, panel_columns); }       // q or dout, right operand of sums over queries
+    std::int64_t query_panels() const { return queries / panel_rows; }
+    std::int64_t key_panels() const { return keys / panel_columns; }
+    std::int64_t depth_panels() const { return padded / panel_columns; }
+
+    std::int64_t panel_rows, panel_columns;
+    std::int64_t depth, padded;  // head size, and rounded up to whole tiles
+    std::int64_t queries, keys;  // per tile
+    std::int64_t key_rows;       // keys per tile where keys are the rows of a product (dk, dv): whole panels, at most `keys`
+};
+
+// Takes consecutive pieces from a thread's scratch; with a null base it only counts.
+class Scratch {
+public:
+    explicit Scratch(float* base) : base_(base) {}
+    float* take(std::int64_t floats) {
+        float* piece = base_ ? base_ + used_ : nullptr;
+        used_ += ceil_to(floats, kPanelAlignment);
+        return piece;
+    }
+    std::int64_t used() const { return used_; }
+
+private:
+    float* base_;
+    std::int64_t used_ = 0;
+};
+
+// One sequence and head of an attention: where its rows lie and what its queries see.
+struct AttentionHead {
+    AttentionHead(const Attention& all, std::int64_t sequence, std::int64_t head_index)
+        : attention(all), batch(sequence), head(head_index), kv_head(head_index / (all.heads / all.kv_heads)) {}
+
+    // Row i of a tensor laid out as q, as k (or v), and as out.
+    Tensor query_row(const Tensor& x, std::int64_t i) const {
+        return x.at(batch * attention.q_batch_stride + i * attention.q_stride + head * attention.head_size);
+    }
+    Tensor key_row(const Tensor& x, std::int64_t i) const {
+        return x.at(batch * attention.kv_batch_stride + i * attention.kv_stride + kv_head * attention.head_size);
+    }
+    Tensor out_row(const Tensor& x, std::int64_t i) const { return x.at((batch * attention.query_rows + i) * out_stride() + head * attention.head_size); }
+    std::int64_t out_stride() const { return attention.heads * attention.head_size; }
+    // Of (batch, heads, query_rows) statistics.
+    std::int64_t statistic(std::int64_t i) const { return (batch * attention.heads + head) * attention.query_rows + i; }
+
+    // Query i sees keys [first_key(i), end_key(i)).
+    std::int64_t first_key(std::int64_t i) const {
+        return attention.document_starts ? attention.document_starts[batch * attention.query_rows + i] : 0;
+    }
+    std::int64_t end_key(std::int64_t i) const { return attention.query_offset + i + 1; }
+    // The first key that any of the queries [begin, end) sees.
+    std::int64_t first_key(std::int64_t begin, std::int64_t end) const {
+        std::int64_t first = end_key(begin);
+        for (std::int64_t i = begin; i < end; ++i) first = std::min(first, first_key(i));
+        return first;
+    }
+
+    const Attention& attention;
+    std::int64_t batch, head, kv_head;
+};
+
+// Packs `rows` rows of head_size elements (ld apart) as panels of `width` rows each, `stride` floats apart: an operand whose
+// product runs over the head size.
+inline void pack_rows(const Kernels& kernels, float* panels, const Tensor& source, std::int64_t ld, std::int64_t rows,
+                      std::int64_t width, std::int64_t depth, std::int64_t stride) {
+    const auto kernel = kernels.pack_along[static_cast<int>(source.dtype)];
+    for (std::int64_t row = 0; row < rows; row += width)
+        kernel(panels + row / width * stride, source.at(row * ld).data, ld, depth, std::min(width, rows - row), width);
+}
+
+// Packs the same rows as panels of `width` columns of the head size: an operand whose product runs over the rows.
+inline void pack_columns(const Kernels& kernels, float* panels, const Tensor& source, std::int64_t ld, std::int64_t rows,
+                         std::int64_t width, std::int64_t depth, std::int64_t stride) {
+    const auto kernel = kernels.pack_across[static_cast<int>(source.dtype)];
+    for (std::int64_t column = 0; column < depth; column += width)
+        kernel(panels + column / width * stride, source.at(column).data, ld, rows, std::min(width, depth - column), width);
+}
+
+// Floats of a thread's scratch that the forward pass takes.
+std::int64_t forward_floats(const Kernels& kernels, std::int64_t head_size);
+
+// Throws Error, naming the operation, where sizes do not fit together.
+void check_attention(const Attention& attention, const char* operation);
+float score_scale(const Attention& attention);  // 1/sqrt(head_size)
+
+}  // namespace pytrain::cpu

@@ -1,0 +1,23 @@
+// The table for AVX2, FMA and F16C. Built with those flags, so nothing here may leave this file: see "Traps" in native/README.md.
+#include "cpu/kernels.h"
+#include "cpu/avx2/microkernel.h"
+#include "cpu/avx2/simd.h"
+
+namespace pytrain::cpu::avx2 {
+namespace {
+
+#include "cpu/generic/rows.inl"
+#include "cpu/generic/products.inl"
+
+}  // namespace
+}  // namespace pytrain::cpu::avx2
+
+namespace pytrain::cpu {
+
+void fill_avx2(Kernels* kernels) {
+    kernels->name = "avx2";
+    avx2::fill_rows(kernels);
+    avx2::fill_products(kernels);
+}
+
+}  // namespace pytrain::cpu

@@ -1,0 +1,254 @@
+// Embedding, norms, activations and rotations of the CPU device. All are bound by memory.
+#include <algorithm>
+#include <cstring>
+
+#include "core/check.h"
+#include "cpu/cpu_device.h"
+#include "cpu/pieces.h"
+#include "cpu/rows.h"
+#include "cpu/threads.h"
+
+namespace pytrain::cpu {
+
+namespace {
+
+// Sums over rows are cut into chunks of rows, summed apart and then added in order: at most this many chunks.
+constexpr std::int64_t kRowChunks = 64;
+constexpr std::int64_t kLeastChunkRows = 32;
+// Columns of one task where a task owns columns: four cache lines, so that two tasks never write the same one.
+constexpr std::int64_t kTaskColumns = 64;
+// Rows that are summed in fp32 before they join the total: the error grows with this and the number of such sums, not
+// with their product.
+constexpr std::int64_t kSumRows = 64;
+
+std::int64_t chunk_rows(std::int64_t rows) { return std::max(kLeastChunkRows, ceil_div(rows, kRowChunks)); }
+
+}  // namespace
+
+WorkspaceNeed rows_workspace(std::int64_t width) {
+    const auto row = static_cast<std::size_t>(std::max(width, kPiece));
+    return {static_cast<std::size_t>(kScratchRows) * row, static_cast<std::size_t>(kRowChunks) * 2 * row};
+}
+
+void CpuDevice::bias_backward(Tensor dbias, Tensor dy, std::int64_t m, std::int64_t n, std::int64_t ldy, Queue*) {
+    parallel_for(workspace_.threads(), ceil_div(n, kTaskColumns), [=](std::int64_t task, int thread) {
+        const std::int64_t column = task * kTaskColumns;
+        const std::int64_t columns = std::min(kTaskColumns, n - column);
+        float* const total = workspace_.thread(thread);
+        float* const sum = total + kTaskColumns;
+        float* const scratch = sum + kTaskColumns;
+        std::fill(total, total + columns, 0.0f);
+        for (std::int64_t begin = 0; begin < m; begin += kSumRows) {
+            std::fill(sum, sum + columns, 0.0f);
+            for (std::int64_t row = begin; row < std::min(m, begin + kSumRows); ++row)
+                kernels_.add(sum, read_row(kernels_, dy, row * ldy + column, columns, scratch), columns);
+            kernels_.add(total, sum, columns);
+        }
+        float* const out = update_row(kernels_, dbias, column, columns, scratch);
+        kernels_.add(out, total, columns);
+        write_row(kernels_, dbias, column, columns, out);
+    });
+}
+
+void CpuDevice::embed_forward(const Embed& embed, Tensor out, Tensor table, Tensor position_table, Queue*) {
+    const std::int64_t hidden = embed.hidden;
+    workspace_.require(rows_workspace(hidden), "embed_forward");
+    const std::int64_t rows = rows_per_task(hidden);
+    parallel_for(workspace_.threads(), ceil_div(embed.rows, rows), [=](std::int64_t task, int thread) {
+        float* const scratch = workspace_.thread(thread);
+        for (std::int64_t row = task * rows; row < std::min(embed.rows, (task + 1) * rows); ++row) {
+            float* const y = output_row(out, row * hidden, scratch);
+            const std::int64_t token = embed.tokens[row];
+            if (token >= embed.vocabulary_begin && token < embed.vocabulary_end) {
+                const Tensor source = table.at((token - embed.vocabulary_begin) * hidden);
+                kernels_.widen[static_cast<int>(table.dtype)](y, source.data, hidden);
+            } else {
+                std::fill(y, y + hidden, 0.0f);
+            }
+            if (position_table) {
+                const std::int64_t position = embed.positions[row];
+                kernels_.add(y, read_row(kernels_, position_table, position * hidden, hidden, scratch + hidden), hidden);
+            }
+            write_row(kernels_, out, row * hidden, hidden, y);
+        }
+    });
+}
+
+// Tokens repeat, so rows cannot be shared out among threads: each task owns columns and adds the rows in their order.
+void CpuDevice::embed_backward(const Embed& embed, Tensor dtable, Tensor dposition_table, Tensor dout, Queue*) {
+    const std::int64_t hidden = embed.hidden;
+    parallel_for(workspace_.threads(), ceil_div(hidden, kTaskColumns), [=](std::int64_t task, int thread) {
+        const std::int64_t column = task * kTaskColumns;
+        const std::int64_t columns = std::min(kTaskColumns, hidden - column);
+        float* const scratch = workspace_.thread(thread);
+        const auto add_to = [=](Tensor gradient, std::int64_t index, const float* dy) {
+            const std::int64_t first = index * hidden + column;
+            float* const sum = update_row(kernels_, gradient, first, columns, scratch + kTaskColumns);
+            kernels_.add(sum, dy, columns);
+            write_row(kernels_, gradient, first, columns, sum);
+        };
+        for (std::int64_t row = 0; row < embed.rows; ++row) {
+            const float* const dy = read_row(kernels_, dout, row * hidden + column, columns, scratch);
+            const std::int64_t token = embed.tokens[row];
+            if (dtable && token >= embed.vocabulary_begin && token < embed.vocabulary_end)
+                add_to(dtable, token - embed.vocabulary_begin, dy);
+            if (dposition_table) add_to(dposition_table, embed.positions[row], dy);
+        }
+    });
+}
+
+void CpuDevice::residual_add(Tensor x, Tensor partial, Tensor bias, std::int64_t rows, std::int64_t width, Queue*) {
+    workspace_.require(rows_workspace(width), "residual_add");
+    const std::int64_t step = rows_per_task(width);
+    parallel_for(workspace_.threads(), ceil_div(rows, step), [=](std::int64_t task, int thread) {
+        float* const scratch = workspace_.thread(thread);
+        const float* const offset = bias ? read_row(kernels_, bias, 0, width, scratch) : nullptr;
+        for (std::int64_t row = task * step; row < std::min(rows, (task + 1) * step); ++row) {
+            float* const sum = update_row(kernels_, x, row * width, width, scratch + width);
+            kernels_.add(sum, read_row(kernels_, partial, row * width, width, scratch + 2 * width), width);
+            if (offset != nullptr) kernels_.add(sum, offset, width);
+            write_row(kernels_, x, row * width, width, sum);
+        }
+    });
+}
+
+void CpuDevice::norm_forward(const Norm& norm, Tensor y, Queue*) {
+    const std::int64_t width = norm.width;
+    const bool centered = norm.kind == NormKind::layernorm;
+    check(!centered || norm.bias, "norm_forward: a layernorm needs a bias");
+    workspace_.require(rows_workspace(width), "norm_forward");
+    const std::int64_t step = rows_per_task(width);
+    parallel_for(workspace_.threads(), ceil_div(norm.rows, step), [=](std::int64_t task, int thread) {
+        float* const scratch = workspace_.thread(thread);
+        const float* const weight = read_row(kernels_, norm.weight, 0, width, scratch);
+        const float* const bias = centered ? read_row(kernels_, norm.bias, 0, width, scratch + width) : nullptr;
+        for (std::int64_t row = task * step; row < std::min(norm.rows, (task + 1) * step); ++row) {
+            const float* const x = read_row(kernels_, norm.x, row * width, width, scratch + 2 * width);
+            float* const out = output_row(y, row * width, scratch + 3 * width);
+            if (centered)
+                kernels_.layernorm_forward(out, norm.mean + row, norm.rstd + row, x, weight, bias, width, norm.eps);
+            else
+                kernels_.rmsnorm_forward(out, norm.rstd + row, x, weight, width, norm.eps);
+            write_row(kernels_, y, row * width, width, out);
+        }
+    });
+}
+
+void CpuDevice::norm_backward(const Norm& norm, Tensor dx, Tensor dweight, Tensor dbias, Tensor dy, Queue*) {
+    const std::int64_t width = norm.width;
+    const bool centered = norm.kind == NormKind::layernorm;
+    check(!centered || dbias, "norm_backward: a layernorm needs a dbias");
+    workspace_.require(rows_workspace(width), "norm_backward");
+    // Every chunk of rows sums its dweight and dbias apart, in shared scratch (chunks, 2, width).
+    const std::int64_t step = chunk_rows(norm.rows);
+    const std::int64_t chunks = ceil_div(norm.rows, step);
+    float* const partials = workspace_.shared();
+    parallel_for(workspace_.threads(), chunks, [=](std::int64_t chunk, int thread) {
+        float* const scratch = workspace_.thread(thread);
+        const float* const weight = read_row(kernels_, norm.weight, 0, width, scratch);
+        float* const weight_sum = partials + chunk * 2 * width;
+        float* const bias_sum = weight_sum + width;
+        std::fill(weight_sum, weight_sum + 2 * width, 0.0f);
+        for (std::int64_t row = chunk * step; row < std::min(norm.rows, (chunk + 1) * step); ++row) {
+            const float* const x = read_row(kernels_, norm.x, row * width, width, scratch + width);
+            const float* const d = read_row(kernels_, dy, row * width, width, scratch + 2 * width);
+            float* const sum = update_row(kernels_, dx, row * width, width, scratch + 3 * width);
+            if (centered)
+                kernels_.layernorm_backward(sum, weight_sum, bias_sum, d, x, weight, norm.mean[row], norm.rstd[row], width);
+            else
+                kernels_.rmsnorm_backward(sum, weight_sum, d, x, weight, norm.rstd[row], width);
+            write_row(kernels_, dx, row * width, width, sum);
+        }
+    });
+    const auto add_chunks = [=](Tensor gradient, const float* sums, std::int64_t column, std::int64_t columns, float* scratch) {
+        float* const total = update_row(kernels_, gradient, column, columns, scratch);
+        for (std::int64_t chunk = 0; chunk < chunks; ++chunk) kernels_.add(total, sums + chunk * 2 * width + column, columns);
+        write_row(kernels_, gradient, column, columns, total);
+    };
+    parallel_for(workspace_.threads(), ceil_div(width, kTaskColumns), [=](std::int64_t task, int thread) {
+        const std::int64_t column = task * kTaskColumns;
+        const std::int64_t columns = std::min(kTaskColumns, width - column);
+        add_chunks(dweight, partials, column, columns, workspace_.thread(thread));
+        if (centered) add_chunks(dbias, partials + width, column, columns, workspace_.thread(thread));
+    });
+}
+
+void CpuDevice::gelu_forward(Tensor y, Tensor x, std::int64_t n, Queue*) {
+    for_pieces(workspace_, n, kPiece, [=](const Piece& piece) {
+        float* const out = output_row(y, piece.first, piece.scratch(0));
+        kernels_.gelu_forward(out, read_row(kernels_, x, piece.first, piece.n, piece.scratch(1)), piece.n);
+        write_row(kernels_, y, piece.first, piece.n, out);
+    });
+}
+
+void CpuDevice::gelu_backward(Tensor dx, Tensor dy, Tensor x, std::int64_t n, Queue*) {
+    for_pieces(workspace_, n, kPiece, [=](const Piece& piece) {
+        const float* const d = read_row(kernels_, dy, piece.first, piece.n, piece.scratch(0));
+        const float* const value = read_row(kernels_, x, piece.first, piece.n, piece.scratch(1));
+        float* const out = output_row(dx, piece.first, piece.scratch(2));
+        kernels_.gelu_backward(out, d, value, piece.n);
+        write_row(kernels_, dx, piece.first, piece.n, out);
+    });
+}
+
+namespace {
+
+// body(row, column, columns, scratch) over (rows, width), rows shared out by shape and each cut into pieces.
+template <class Body>
+void for_row_pieces(const Workspace& workspace, std::int64_t rows, std::int64_t width, const Body& body) {
+    const std::int64_t step = rows_per_task(width);
+    parallel_for(workspace.threads(), ceil_div(rows, step), [&](std::int64_t task, int thread) {
+        for (std::int64_t row = task * step; row < std::min(rows, (task + 1) * step); ++row)
+            for (std::int64_t column = 0; column < width; column += kPiece)
+                body(row, Piece{column, std::min(kPiece, width - column), workspace.thread(thread)});
+    });
+}
+
+}  // namespace
+
+void CpuDevice::swiglu_forward(Tensor y, Tensor gate_up, std::int64_t rows, std::int64_t width, Queue*) {
+    for_row_pieces(workspace_, rows, width, [=](std::int64_t row, const Piece& piece) {
+        const std::int64_t gate_first = row * 2 * width + piece.first;
+        const float* const gate = read_row(kernels_, gate_up, gate_first, piece.n, piece.scratch(0));
+        const float* const up = read_row(kernels_, gate_up, gate_first + width, piece.n, piece.scratch(1));
+        float* const out = output_row(y, row * width + piece.first, piece.scratch(2));
+        kernels_.swiglu_forward(out, gate, up, piece.n);
+        write_row(kernels_, y, row * width + piece.first, piece.n, out);
+    });
+}
+
+void CpuDevice::swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width, Queue*) {
+    for_row_pieces(workspace_, rows, width, [=](std::int64_t row, const Piece& piece) {
+        const std::int64_t gate_first = row * 2 * width + piece.first;
+        const float* const gate = read_row(kernels_, gate_up, gate_first, piece.n, piece.scratch(0));
+        const float* const up = read_row(kernels_, gate_up, gate_first + width, piece.n, piece.scratch(1));
+        const float* const d = read_row(kernels_, dy, row * width + piece.first, piece.n, piece.scratch(2));
+        float* const dgate = output_row(dgate_up, gate_first, piece.scratch(3));
+        float* const dup = output_row(dgate_up, gate_first + width, piece.scratch(4));
+        kernels_.swiglu_backward(dgate, dup, d, gate, up, piece.n);
+        write_row(kernels_, dgate_up, gate_first, piece.n, dgate);
+        write_row(kernels_, dgate_up, gate_first + width, piece.n, dup);
+    });
+}
+
+void CpuDevice::rope(Tensor x, std::int64_t rows, std::int64_t stride, std::int64_t heads, std::int64_t head_size,
+                     const std::int32_t* positions, const float* table, bool inverse, Queue*) {
+    check(head_size % 2 == 0, "rope: head_size must be even, not ", head_size);
+    check(head_size <= kPiece, "rope: head_size is ", head_size, ", more than ", kPiece);
+    const std::int64_t step = rows_per_task(heads * head_size);
+    const std::int64_t group = kPiece / std::max<std::int64_t>(1, head_size);  // heads that fit scratch
+    const float sign = inverse ? -1.0f : 1.0f;
+    parallel_for(workspace_.threads(), ceil_div(rows, step), [=](std::int64_t task, int thread) {
+        float* const scratch = workspace_.thread(thread);
+        for (std::int64_t row = task * step; row < std::min(rows, (task + 1) * step); ++row)
+            for (std::int64_t head = 0; head < heads; head += group) {
+                const std::int64_t first = row * stride + head * head_size;
+                const std::int64_t count = std::min(group, heads - head);
+                float* const values = update_row(kernels_, x, first, count * head_size, scratch);
+                kernels_.rope(values, table + positions[row] * head_size, count, head_size, sign);
+                write_row(kernels_, x, first, count * head_size, values);
+            }
+    });
+}
+
+}  // namespace pytrain::cpu

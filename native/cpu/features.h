@@ -1,0 +1,25 @@
+// What this machine offers: instruction sets that the CPU has and the system saves, cache sizes, cores we may use.
+#pragma once
+#include <cstddef>
+
+namespace pytrain::cpu {
+
+struct Features {
+    // x86-64; false elsewhere
+    bool avx2 = false;  // with FMA and F16C
+    bool avx512 = false;  // F, BW, VL and DQ
+    bool avx512_bf16 = false;
+    // aarch64; false elsewhere
+    bool neon = false;
+    bool sve = false;
+    bool arm_bf16 = false;
+    // bytes of one core's caches and of the last level; 0 where the system does not say
+    std::size_t l1_data = 0;
+    std::size_t l2 = 0;
+    std::size_t l3 = 0;
+    int affinity_cores = 1;  // cores in this process's affinity mask
+};
+
+Features detect_features();
+
+}  // namespace pytrain::cpu

@@ -1,0 +1,19 @@
+// The peak of a core, written once over simd.h. Included inside the instruction set's unnamed namespace.
+// `repeats` rounds of independent fused multiply-adds on registers: what the cores can do at most. Twelve chains hide a
+// latency of up to six cycles at two a cycle, and fit the 16 registers of AVX2. Returns the FLOPs done; sink (kLanes)
+// receives the sum, so that nothing is optimised away.
+double peak_flops(std::int64_t repeats, float* sink) {
+    constexpr int chains = 12;
+    V sum[chains];
+    PYTRAIN_UNROLL
+    for (int i = 0; i < chains; ++i) sum[i] = set(static_cast<float>(i));
+    const V half = set(0.5f);
+    for (std::int64_t repeat = 0; repeat < repeats; ++repeat) {
+        PYTRAIN_UNROLL
+        for (int i = 0; i < chains; ++i) sum[i] = fma(sum[i], half, half);
+    }
+    PYTRAIN_UNROLL
+    for (int i = 1; i < chains; ++i) sum[0] = add(sum[0], sum[i]);
+    store(sink, sum[0]);
+    return 2.0 * chains * static_cast<double>(kLanes) * static_cast<double>(repeats);
+}

@@ -1,0 +1,288 @@
+// Every row kernel of cpu/kernels.h, written once over simd.h. Included inside an instruction set's anonymous namespace,
+// after its simd.h. FLOPs count one for each operation, e^x included. All are bound by memory where rows come from it;
+// from cache, those with an exponential (about 16 operations) are bound by arithmetic.
+
+#include "cpu/generic/math.inl"
+
+// --- storage types: 4 + 2 bytes per element ---------------------------------------------------------
+
+template <class Storage>
+void widen_row(float* y, const void* x, std::int64_t n) {
+    const auto* source = static_cast<const typename Storage::Element*>(x);
+    std::int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store(y + i, Storage::load(source + i));
+    if (i < n) store_n(y + i, Storage::load_n(source + i, n - i), n - i);
+}
+
+template <class Storage>
+void narrow_row(void* y, const float* x, std::int64_t n) {
+    auto* destination = static_cast<typename Storage::Element*>(y);
+    std::int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) Storage::store(destination + i, load(x + i));
+    if (i < n) Storage::store_n(destination + i, load_n(x + i, n - i, 0.0f), n - i);
+}
+
+// --- elementwise ------------------------------------------------------------------------------------
+
+// y += x. 1 FLOP, 12 bytes per element.
+void add_row(float* y, const float* x, std::int64_t n) {
+    for_vectors(n, [=](std::int64_t i, auto access) { access.write(y + i, add(access.read(y + i), access.read(x + i))); });
+}
+
+// y *= factor. 1 FLOP, 8 bytes per element.
+void scale_row(float* y, float factor, std::int64_t n) {
+    const V factors = set(factor);
+    for_vectors(n, [=](std::int64_t i, auto access) { access.write(y + i, mul(access.read(y + i), factors)); });
+}
+
+// GELU in its tanh form: y = x (1 + tanh u) / 2 = x sigmoid(2u), with u = sqrt(2/pi) (x + 0.044715 x^3).
+constexpr float kGeluLinear = 1.5957691216057308f;  // 2 sqrt(2/pi)
+constexpr float kGeluCubic = 0.044715f;
+
+inline V gelu_argument(V x) {  // 2u
+    return mul(mul(set(kGeluLinear), x), fma(mul(set(kGeluCubic), x), x, set(1.0f)));
+}
+
+// 24 FLOPs, 8 bytes per element.
+void gelu_forward_row(float* y, const float* x, std::int64_t n) {
+    for_vectors(n, [=](std::int64_t i, auto access) {
+        const V value = access.read(x + i);
+        access.write(y + i, mul(value, sigmoid(gelu_argument(value))));
+    });
+}
+
+// dx = dy (s + x s (1 - s) (2u)'). 34 FLOPs, 12 bytes per element.
+void gelu_backward_row(float* dx, const float* dy, const float* x, std::int64_t n) {
+    for_vectors(n, [=](std::int64_t i, auto access) {
+        // Beyond 30 the derivative is 0 or 1 to the last bit, while x^3 could overflow and meet a 0.
+        const V value = clamp(access.read(x + i), -30.0f, 30.0f);
+        const V s = sigmoid(gelu_argument(value));
+        const V slope = mul(set(kGeluLinear), fma(mul(set(3.0f * kGeluCubic), value), value, set(1.0f)));
+        const V derivative = fma(mul(mul(value, s), sub(set(1.0f), s)), slope, s);
+        access.write(dx + i, mul(access.read(dy + i), derivative));
+    });
+}
+
+// y = silu(gate) up, silu(x) = x sigmoid(x). 21 FLOPs, 12 bytes per element.
+void swiglu_forward_row(float* y, const float* gate, const float* up, std::int64_t n) {
+    for_vectors(n, [=](std::int64_t i, auto access) {
+        const V g = access.read(gate + i);
+        access.write(y + i, mul(mul(g, sigmoid(g)), access.read(up + i)));
+    });
+}
+
+// dup = dy silu(gate); dgate = dy up s (1 + gate (1 - s)). 27 FLOPs, 20 bytes per element.
+void swiglu_backward_row(float* dgate, float* dup, const float* dy, const float* gate, const float* up, std::int64_t n) {
+    for_vectors(n, [=](std::int64_t i, auto access) {
+        const V g = access.read(gate + i);
+        const V d = access.read(dy + i);
+        const V s = sigmoid(g);
+        const V derivative = mul(s, fma(g, sub(set(1.0f), s), set(1.0f)));
+        const V u = access.read(up + i);
+        access.write(dup + i, mul(d, mul(g, s)));
+        access.write(dgate + i, mul(mul(d, u), derivative));
+    });
+}
+
+// (a, b) -> (a cos - b sin, b cos + a sin), where b lies half a head after a. 6 FLOPs, 16 bytes per pair. The loop over
+// heads is the inner one, so that the table's pairs are taken apart once for all heads.
+void rope_row(float* x, const float* cos_sin, std::int64_t heads, std::int64_t head_size, float sign) {
+    const std::int64_t half = head_size / 2;
+    for_vectors(half, [=](std::int64_t i, auto access) {
+        float cosines[kLanes] = {};
+        float sines[kLanes] = {};
+        for (std::int64_t lane = 0; lane < kLanes && i + lane < half; ++lane) {
+            cosines[lane] = cos_sin[2 * (i + lane)];
+            sines[lane] = sign * cos_sin[2 * (i + lane) + 1];
+        }
+        const V cosine = load(cosines);
+        const V sine = load(sines);
+        for (std::int64_t head = 0; head < heads; ++head) {
+            float* const first = x + head * head_size + i;
+            const V a = access.read(first);
+            const V b = access.read(first + half);
+            access.write(first, sub(mul(a, cosine), mul(b, sine)));
+            access.write(first + half, fma(b, cosine, mul(a, sine)));
+        }
+    });
+}
+
+// --- norms ------------------------------------------------------------------------------------------
+
+// y = (x - mean) rstd weight + bias. Two passes for the statistics: no cancellation where |mean| >> deviation.
+// 8 FLOPs per element; 16 bytes, and x is read three times (from L1).
+void layernorm_forward_row(float* y, float* mean, float* rstd, const float* x, const float* weight, const float* bias,
+                           std::int64_t n, float eps) {
+    const double count = static_cast<double>(n);
+    const float center = static_cast<float>(sum_of(n, [=](std::int64_t i, auto access) { return access.read(x + i); }) / count);
+    const V centers = set(center);
+    const double variance = sum_of(n, [=](std::int64_t i, auto access) {
+        const V difference = access.keep(sub(access.read(x + i), centers));
+        return mul(difference, difference);
+    }) / count;
+    const float inverse = static_cast<float>(1.0 / __builtin_sqrt(variance + static_cast<double>(eps)));
+    const V inverses = set(inverse);
+    for_vectors(n, [=](std::int64_t i, auto access) {
+        const V normal = mul(sub(access.read(x + i), centers), inverses);
+        access.write(y + i, fma(normal, access.read(weight + i), access.read(bias + i)));
+    });
+    *mean = center;
+    *rstd = inverse;
+}
+
+// With h = (x - mean) rstd and g = dy weight: dx += rstd (g - mean(g) - h mean(g h)); dweight += dy h; dbias += dy.
+// 19 FLOPs, 36 bytes per element.
+void layernorm_backward_row(float* dx, float* dweight, float* dbias, const float* dy, const float* x, const float* weight,
+                            float mean, float rstd, std::int64_t n) {
+    const V centers = set(mean);
+    const V inverses = set(rstd);
+    const double count = static_cast<double>(n);
+    const double sum = sum_of(n, [=](std::int64_t i, auto access) { return mul(access.read(dy + i), access.read(weight + i)); });
+    const double sum_normal = sum_of(n, [=](std::int64_t i, auto access) {
+        const V gradient = mul(access.read(dy + i), access.read(weight + i));
+        return access.keep(mul(gradient, mul(sub(access.read(x + i), centers), inverses)));
+    });
+    const V average = set(static_cast<float>(sum / count));
+    const V average_normal = set(static_cast<float>(sum_normal / count));
+    for_vectors(n, [=](std::int64_t i, auto access) {
+        const V d = access.read(dy + i);
+        const V normal = mul(sub(access.read(x + i), centers), inverses);
+        const V remainder = sub(sub(mul(d, access.read(weight + i)), average), mul(normal, average_normal));
+        access.write(dx + i, fma(remainder, inverses, access.read(dx + i)));
+        access.write(dweight + i, fma(d, normal, access.read(dweight + i)));
+        access.write(dbias + i, add(d, access.read(dbias + i)));
+    });
+}
+
+// y = x rstd weight, rstd = 1 / sqrt(mean(x^2) + eps). 4 FLOPs, 12 bytes per element.
+void rmsnorm_forward_row(float* y, float* rstd, const float* x, const float* weight, std::int64_t n, float eps) {
+    const double squares = sum_of(n, [=](std::int64_t i, auto access) {
+        const V value = access.read(x + i);
+        return mul(value, value);
+    });
+    const double variance = squares / static_cast<double>(n);
+    const float inverse = static_cast<float>(1.0 / __builtin_sqrt(variance + static_cast<double>(eps)));
+    const V inverses = set(inverse);
+    for_vectors(n, [=](std::int64_t i, auto access) {
+        access.write(y + i, mul(mul(access.read(x + i), inverses), access.read(weight + i)));
+    });
+    *rstd = inverse;
+}
+
+// With h = x rstd and g = dy weight: dx += rstd (g - h mean(g h)); dweight += dy h. 13 FLOPs, 28 bytes per element.
+void rmsnorm_backward_row(float* dx, float* dweight, const float* dy, const float* x, const float* weight, float rstd,
+                          std::int64_t n) {
+    const V inverses = set(rstd);
+    const double sum_normal = sum_of(n, [=](std::int64_t i, auto access) {
+        return mul(mul(access.read(dy + i), access.read(weight + i)), mul(access.read(x + i), inverses));
+    });
+    const V average_normal = set(static_cast<float>(sum_normal / static_cast<double>(n)));
+    for_vectors(n, [=](std::int64_t i, auto access) {
+        const V d = access.read(dy + i);
+        const V normal = mul(access.read(x + i), inverses);
+        const V remainder = sub(mul(d, access.read(weight + i)), mul(normal, average_normal));
+        access.write(dx + i, fma(remainder, inverses, access.read(dx + i)));
+        access.write(dweight + i, fma(d, normal, access.read(dweight + i)));
+    });
+}
+
+// --- softmax pieces ---------------------------------------------------------------------------------
+
+// NaN elements are passed over: exp_sum brings them back. 1 FLOP, 4 bytes per element.
+float maximum_row(const float* x, std::int64_t n) {
+    V largest0 = set(-__builtin_inff());
+    V largest1 = largest0;
+    std::int64_t i = 0;
+    for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+        largest0 = max(load(x + i), largest0);
+        largest1 = max(load(x + i + kLanes), largest1);
+    }
+    for_vectors(n - i, [=, &largest0](std::int64_t j, auto access) {
+        largest0 = max(access.read_or(x + i + j, -__builtin_inff()), largest0);
+    });
+    return reduce_max(max(largest0, largest1));
+}
+
+// y = exp(scale x - shift), and their sum. 19 FLOPs, 8 bytes per element.
+float exp_sum_row(float* y, const float* x, float scale, float shift, std::int64_t n) {
+    const V factor = set(scale);
+    const V offset = set(-shift);
+    return static_cast<float>(sum_of(n, [=](std::int64_t i, auto access) {
+        const V power = exponential(fma(access.read(x + i), factor, offset));
+        access.write(y + i, power);
+        return access.keep(power);
+    }));
+}
+
+// dscore = p (dp - delta) scale. 3 FLOPs, 12 bytes per element.
+void softmax_backward_row(float* dp, const float* p, float delta, float scale, std::int64_t n) {
+    const V deltas = set(delta);
+    const V factor = set(scale);
+    for_vectors(n, [=](std::int64_t i, auto access) {
+        const V difference = sub(access.read(dp + i), deltas);
+        access.write(dp + i, mul(mul(access.read(p + i), difference), factor));
+    });
+}
+
+// 2 FLOPs, 8 bytes per element.
+float dot_row(const float* x, const float* y, std::int64_t n) {
+    return static_cast<float>(sum_of(n, [=](std::int64_t i, auto access) { return mul(access.read(x + i), access.read(y + i)); }));
+}
+
+// --- optimizer --------------------------------------------------------------------------------------
+
+// Products of floats are exact in float64. 2 FLOPs, 4 bytes per element.
+double sum_squares_row(const float* x, std::int64_t n) {
+    DoubleSum sum;
+    for_vectors(n, [=, &sum](std::int64_t i, auto access) {
+        const V value = access.read(x + i);
+        sum.add_product(value, value);
+    });
+    return sum.total();
+}
+
+// Adam with decoupled weight decay (Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019):
+// m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; master -= decay master + step_size m / (sqrt(v) correction2 + eps).
+// 15 FLOPs, 28 bytes per element: memory binds.
+void adamw_row(float* master, float* m, float* v, const float* gradient, std::int64_t n, const AdamWRow* row) {
+    const V beta1 = set(row->beta1), beta2 = set(row->beta2), gain1 = set(row->gain1), gain2 = set(row->gain2);
+    const V eps = set(row->eps), step = set(-row->step_size), correction2 = set(row->correction2);
+    const V kept = set(1.0f - row->decay), factor = set(row->gradient_factor);
+    for_vectors(n, [=](std::int64_t i, auto access) {
+        const V g = mul(access.read(gradient + i), factor);
+        const V first = fma(gain1, g, mul(beta1, access.read(m + i)));
+        const V second = fma(mul(gain2, g), g, mul(beta2, access.read(v + i)));
+        const V update = div(first, fma(square_root(second), correction2, eps));
+        access.write(master + i, fma(step, update, mul(kept, access.read(master + i))));
+        access.write(m + i, first);
+        access.write(v + i, second);
+    });
+}
+
+// ------------------------------------------------------------------------------------------------------
+
+inline void fill_rows(Kernels* kernels) {
+    kernels->widen[static_cast<int>(DType::fp32)] = widen_row<Fp32>;
+    kernels->widen[static_cast<int>(DType::bf16)] = widen_row<Bf16>;
+    kernels->widen[static_cast<int>(DType::fp16)] = widen_row<Fp16>;
+    kernels->narrow[static_cast<int>(DType::fp32)] = narrow_row<Fp32>;
+    kernels->narrow[static_cast<int>(DType::bf16)] = narrow_row<Bf16>;
+    kernels->narrow[static_cast<int>(DType::fp16)] = narrow_row<Fp16>;
+    kernels->add = add_row;
+    kernels->scale = scale_row;
+    kernels->gelu_forward = gelu_forward_row;
+    kernels->gelu_backward = gelu_backward_row;
+    kernels->swiglu_forward = swiglu_forward_row;
+    kernels->swiglu_backward = swiglu_backward_row;
+    kernels->rope = rope_row;
+    kernels->layernorm_forward = layernorm_forward_row;
+    kernels->layernorm_backward = layernorm_backward_row;
+    kernels->rmsnorm_forward = rmsnorm_forward_row;
+    kernels->rmsnorm_backward = rmsnorm_backward_row;
+    kernels->maximum = maximum_row;
+    kernels->exp_sum = exp_sum_row;
+    kernels->softmax_backward = softmax_backward_row;
+    kernels->dot = dot_row;
+    kernels->sum_squares = sum_squares_row;
+    kernels->adamw = adamw_row;
+}

@@ -1,0 +1,10 @@
+// PYTRAIN_UNROLL before a loop of constant length: unroll it whole, so that arrays indexed by it stay in registers.
+#pragma once
+
+#if defined(__clang__)
+#define PYTRAIN_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define PYTRAIN_UNROLL _Pragma("GCC unroll 32")
+#else
+#define PYTRAIN_UNROLL
+#endif

@@ -1,0 +1,80 @@
+#include "cpu/select.h"
+
+#include <cstdlib>
+
+#include "core/check.h"
+
+namespace pytrain::cpu {
+
+namespace {
+
+#if defined(__x86_64__)
+#ifdef PYTRAIN_BUILD_AVX2
+constexpr auto kFillAvx2 = fill_avx2;
+#else
+constexpr void (*kFillAvx2)(Kernels*) = nullptr;
+#endif
+#ifdef PYTRAIN_BUILD_AVX512
+constexpr auto kFillAvx512 = fill_avx512;
+#else
+constexpr void (*kFillAvx512)(Kernels*) = nullptr;
+#endif
+#endif
+
+std::string available_names(const std::vector<Isa>& isas) {
+    std::string names;
+    for (const Isa& isa : isas)
+        if (isa.available()) names += (names.empty() ? "" : ", ") + std::string(isa.name);
+    return names;
+}
+
+Kernels fill(const Isa& isa) {
+    Kernels kernels{};
+    fill_scalar(&kernels);
+    if (isa.fill != fill_scalar) isa.fill(&kernels);
+    return kernels;
+}
+
+Kernels find_kernels(const std::string& name, const char* asked_by) {
+    const std::vector<Isa> isas = list_isas(detect_features());
+    for (const Isa& isa : isas) {
+        if (name != isa.name) continue;
+        check(isa.built(), asked_by, name, ": this build of pytrain left the ", name,
+              " kernels out, since its compiler could not build them; available here: ", available_names(isas));
+        check(isa.supported, asked_by, name, ": this CPU or its operating system lacks ", isa.needs,
+              "; available here: ", available_names(isas));
+        return fill(isa);
+    }
+    throw Error(message(asked_by, name, ": there is no such instruction set; available here: ", available_names(isas)));
+}
+
+Kernels choose() {
+    if (const char* forced = std::getenv("PYTRAIN_ISA"); forced != nullptr && *forced != '\0')
+        return find_kernels(forced, "PYTRAIN_ISA=");
+    for (const Isa& isa : list_isas(detect_features()))
+        if (isa.available()) return fill(isa);
+    throw Error("no instruction set is available, not even scalar");
+}
+
+}  // namespace
+
+std::vector<Isa> list_isas(const Features& features) {
+    std::vector<Isa> isas;
+#if defined(__x86_64__)
+    isas.push_back({"avx512", "AVX-512 (F, BW, VL, DQ)", kFillAvx512, features.avx512});
+    isas.push_back({"avx2", "AVX2, FMA and F16C", kFillAvx2, features.avx2});
+#else
+    static_cast<void>(features);
+#endif
+    isas.push_back({"scalar", "nothing", fill_scalar, true});
+    return isas;
+}
+
+Kernels kernels_of(const std::string& name) { return find_kernels(name, "isa="); }
+
+const Kernels& chosen_kernels() {
+    static const Kernels kernels = choose();
+    return kernels;
+}
+
+}  // namespace pytrain::cpu

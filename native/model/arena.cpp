@@ -1,0 +1,153 @@
+#include "model/arena.h"
+
+#include <algorithm>
+
+#include "core/check.h"
+
+namespace pytrain {
+
+namespace {
+constexpr std::int64_t kAlignment = 64;  // a cache line, and the widest vector
+
+// Sizes that this rank sees, in elements of one micro-batch.
+struct Sizes {
+    std::int64_t rows, hidden, heads, query, qkv, ffn, vocabulary, scores;
+    Sizes(const Shape& shape, const StageConfig& config) {
+        const HeadRange part = head_range(shape, config.tp_rank, config.tp_size);
+        rows = config.batch * config.length;
+        hidden = rows * shape.hidden;
+        heads = part.heads.size();
+        query = rows * heads * shape.head_size;
+        qkv = query + 2 * rows * part.kv_heads.size() * shape.head_size;
+        ffn = rows * balanced(shape.ffn, config.tp_rank, config.tp_size).size();
+        vocabulary = balanced(shape.vocabulary, config.tp_rank, config.tp_size).size();
+        scores = rows * heads;
+    }
+};
+}  // namespace
+
+const char* name_of(Lifetime lifetime) {
+    constexpr const char* names[] = {"forward_backward", "forward_weight", "backward_weight", "operation"};
+    return names[static_cast<int>(lifetime)];
+}
+
+Place Arena::add(const std::string& name, Lifetime lifetime, std::int64_t elements, DType dtype, std::int64_t copies) {
+    const std::int64_t size = elements * static_cast<std::int64_t>(size_of(dtype));
+    const std::int64_t stride = (size + kAlignment - 1) / kAlignment * kAlignment;
+    entries.push_back({name, lifetime, size, copies, bytes});
+    const Place place{bytes, copies > 1 ? stride : 0};
+    bytes += stride * copies;
+    return place;
+}
+
+Arena::Arena(const Shape& shape, const Policy& policy, const StageConfig& config) {
+    shape.validate();
+    const Ops all(shape.layers);
+    check(static_cast<std::int64_t>(config.recompute.size()) == shape.layers, "recompute has ", config.recompute.size(),
+          " entries for ", shape.layers, " layers");
+    check(config.batch >= 1 && config.length >= 1 && config.slots >= 1 && config.head_chunk >= 1,
+          "batch, length, slots and head_chunk of a stage must be at least 1");
+    check(config.length <= shape.context || !shape.learned_positions, "sequences of ", config.length,
+          " tokens are longer than model.context = ", shape.context);
+    for (const std::int64_t edge : {config.first_op, config.last_op}) {
+        if (edge == 0 || edge == all.count()) continue;
+        check(all.kind(edge) == OpKind::norm, "a stage cannot be cut before ", all.name(edge), ": only the residual stream passes between stages");
+    }
+    ops.resize(static_cast<std::size_t>(config.last_op - config.first_op));
+    plan_ends(shape, policy, config);
+    plan_shared(shape, policy, config);
+    for (std::int64_t layer = 0; layer < shape.layers; ++layer) plan_layer(shape, policy, config, layer);
+}
+
+void Arena::plan_ends(const Shape& shape, const Policy& policy, const StageConfig& config) {
+    const Sizes size(shape, config);
+    const Ops all(shape.layers);
+    const auto slot = [&](const char* name, std::int64_t elements, DType dtype) {
+        return add(name, Lifetime::forward_backward, elements, dtype, config.slots);
+    };
+    tokens = slot("tokens", size.rows, DType::fp32);
+    targets = slot("targets", size.rows, DType::fp32);
+    positions = slot("positions", size.rows, DType::fp32);
+    document_starts = slot("document_starts", size.rows, DType::fp32);
+    if (config.last_op <= all.final_norm()) output = slot("output", size.hidden, policy.activations);
+    if (config.last_op > all.final_norm()) {
+        OpPlaces& norm = ops[static_cast<std::size_t>(all.final_norm() - config.first_op)];
+        norm.x = slot("final_norm.x", size.hidden, policy.activations);
+        norm.y = slot("final_norm.y", size.hidden, policy.activations);
+        norm.mean = slot("final_norm.mean", size.rows, DType::fp32);
+        norm.rstd = slot("final_norm.rstd", size.rows, DType::fp32);
+        statistics = slot("head.statistics", config.tp_size * size.rows * kHeadStatistics, DType::fp32);
+        lse = slot("head.lse", size.rows, DType::fp32);
+    }
+}
+
+void Arena::plan_shared(const Shape& shape, const Policy& policy, const StageConfig& config) {
+    const Sizes size(shape, config);
+    const Ops all(shape.layers);
+    const auto shared = [&](const char* name, std::int64_t elements, DType dtype) {
+        return add(name, Lifetime::operation, elements, dtype, 1);
+    };
+    if (config.tp_size > 1) partial = shared("partial", size.hidden, policy.activations);
+    if (config.last_op == all.count()) logits = shared("logits", std::min(config.head_chunk, size.rows) * size.vocabulary, DType::fp32);
+    if (!config.training) return;
+    dresidual = shared("dresidual", size.hidden, policy.activations);
+    dnorm = shared("dnorm", size.hidden, policy.activations);
+    const bool has_layers = config.first_op <= 4 * shape.layers && config.last_op > 1;
+    if (!has_layers) return;
+    dout = shared("dout", size.query, policy.activations);
+    delta = shared("delta", size.scores, DType::fp32);
+    // GELU's gradient is taken in place, unless it has to outlive the op.
+    if (shape.gated || config.defer_weight) dactive = shared("dactive", size.ffn, policy.activations);
+}
+
+// One piece for all layers that do not keep their own.
+Place Arena::shared(const std::string& name, std::int64_t elements, DType dtype) {
+    const auto found = shared_.find(name);
+    if (found != shared_.end()) return found->second;
+    return shared_[name] = add(name, Lifetime::operation, elements, dtype, 1);
+}
+
+void Arena::plan_layer(const Shape& shape, const Policy& policy, const StageConfig& config, std::int64_t layer) {
+    const Sizes size(shape, config);
+    const Ops all(shape.layers);
+    const Recompute mode = config.training ? config.recompute[static_cast<std::size_t>(layer)] : Recompute::full;
+    check(!(config.training && config.defer_weight && mode == Recompute::full), "full recompute needs each weight gradient ",
+          "straight after its input gradient: choose none or selective for layer ", layer);
+    const auto keep = [&](bool own, const std::string& name, Lifetime lifetime, std::int64_t elements, DType dtype) {
+        if (!own) return shared(name, elements, dtype);
+        return add("layer." + std::to_string(layer) + "." + name, lifetime, elements, dtype, config.slots);
+    };
+    const DType act = policy.activations;
+    // What recomputation reads must live until the weight gradient where that is deferred.
+    const Lifetime kept = config.defer_weight ? Lifetime::forward_weight : Lifetime::forward_backward;
+    const bool all_own = mode == Recompute::none, most_own = mode != Recompute::full;
+    const std::int64_t up_elements = (shape.gated ? 2 : 1) * size.ffn;
+    for (std::int64_t op = std::max(1 + 4 * layer, config.first_op); op < std::min(5 + 4 * layer, config.last_op); ++op) {
+        OpPlaces& places = ops[static_cast<std::size_t>(op - config.first_op)];
+        const OpKind kind = all.kind(op);
+        const std::string name = kind == OpKind::attention ? "attention." : kind == OpKind::mlp ? "mlp." : all.is_second_norm(op) ? "norm2." : "norm1.";
+        if (kind == OpKind::norm) {
+            // A layer's input is what full recompute starts from; so is a stage's.
+            const bool input = !all.is_second_norm(op) || op == config.first_op;
+            places.x = keep(config.training && (most_own || input), name + "x", kept, size.hidden, act);
+            places.y = keep(all_own, name + "y", Lifetime::forward_weight, size.hidden, act);
+            places.mean = keep(most_own, name + "mean", kept, size.rows, DType::fp32);
+            places.rstd = keep(most_own, name + "rstd", kept, size.rows, DType::fp32);
+            continue;
+        }
+        if (kind == OpKind::attention) {
+            places.qkv = keep(most_own, name + "qkv", kept, size.qkv, act);
+            places.out = keep(all_own, name + "out", Lifetime::forward_weight, size.query, act);
+            places.lse = keep(most_own, name + "lse", kept, size.scores, DType::fp32);
+            if (config.training) places.dqkv = keep(config.defer_weight, name + "dqkv", Lifetime::backward_weight, size.qkv, act);
+        } else {
+            places.up = keep(most_own, name + "up", kept, up_elements, act);
+            places.active = keep(all_own, name + "active", Lifetime::forward_weight, size.ffn, act);
+            if (config.training) places.dup = keep(config.defer_weight, name + "dup", Lifetime::backward_weight, up_elements, act);
+        }
+        if (config.training && config.defer_weight)
+            places.dresidual = keep(true, name + "dresidual", Lifetime::backward_weight, size.hidden, act);
+    }
+}
+
+}  // namespace pytrain

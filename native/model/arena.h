@@ -1,0 +1,95 @@
+// Activation memory of a stage: one allocation, planned before step 0 and never grown.
+//
+// Four lifetimes. With W straight after B, what lives from B to W is one op deep and shared by all ops; with deferred
+// weight gradients (zero-bubble) it is kept for every micro-batch in flight.
+//   forward_backward  F -> B, one per micro-batch in flight and op     (residual stream, q k v, pre-activations)
+//   forward_weight    F -> W, the inputs of weight products            (norm outputs, attention output, activations)
+//   backward_weight   B -> W, gradients of the products' outputs
+//   operation         within one op
+// A recompute policy moves what it can rebuild from the first two to `operation`.
+#pragma once
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/dtype.h"
+#include "model/layout.h"
+#include "model/shape.h"
+
+namespace pytrain {
+
+enum class Lifetime : std::uint8_t { forward_backward, forward_weight, backward_weight, operation };
+const char* name_of(Lifetime);
+
+// none keeps everything; selective rebuilds norm outputs, activations and the attention core (no product of a weight);
+// full keeps a layer's input alone and runs its forward again.
+enum class Recompute : std::uint8_t { none, selective, full };
+
+struct StageConfig {
+    std::int64_t first_op, last_op;
+    std::int64_t tp_rank = 0, tp_size = 1;
+    std::int64_t batch, length;        // sequences and tokens of a micro-batch
+    std::int64_t slots = 1;            // micro-batches in flight
+    bool training = true;              // else no backward: one layer's activations are kept
+    bool defer_weight = false;         // backward_weight may come long after backward_input
+    std::vector<Recompute> recompute;  // one per layer of the model
+    std::int64_t head_chunk = 256;     // rows of logits that exist at a time
+};
+
+// A named piece of the arena: offsets are bytes from its start.
+struct ArenaEntry {
+    std::string name;
+    Lifetime lifetime;
+    std::int64_t bytes;   // of one copy
+    std::int64_t copies;  // slots, or 1
+    std::int64_t offset;
+};
+
+constexpr std::int64_t kNone = -1;
+
+// Byte offsets (of slot 0) of what one op keeps; kNone where it has no such thing. Shared pieces have slot stride 0.
+struct Place {
+    std::int64_t offset = kNone, slot_stride = 0;
+};
+
+struct OpPlaces {
+    Place x;           // norm: residual stream that enters it (rows, hidden)
+    Place y;           // norm: output (rows, hidden)
+    Place mean, rstd;  // norm: (rows) fp32
+    Place qkv;         // attention: (rows, (heads + 2 kv_heads) * head_size), rotated
+    Place out;         // attention: (rows, heads * head_size)
+    Place lse;         // attention: (batch, heads, length) fp32
+    Place dqkv;
+    Place up;          // mlp: (rows, ffn) or (rows, 2 ffn) [gate | up], before the activation
+    Place active;      // mlp: (rows, ffn)
+    Place dup;
+    Place dresidual;   // attention, mlp: gradient of the op's output, kept for a deferred backward_weight
+};
+
+struct Arena {
+    Arena(const Shape&, const Policy&, const StageConfig&);
+
+    std::vector<ArenaEntry> entries;
+    std::int64_t bytes = 0;
+    std::vector<OpPlaces> ops;  // indexed by op - first_op
+    // One per slot
+    Place tokens, targets, positions, document_starts;  // (rows) int32
+    Place output;                                       // residual stream that leaves the stage (rows, hidden)
+    Place statistics, lse;                              // head: (rows, 3), (rows) fp32
+    // Shared
+    Place dresidual, dnorm, partial;  // (rows, hidden): gradient of the stream; of a norm's output; row-parallel product
+    Place dout, dactive;              // (rows, heads*head_size), (rows, ffn)
+    Place delta;                      // (batch, heads, length) fp32
+    Place logits;                     // (head_chunk, vocabulary slice)
+
+private:
+    Place add(const std::string& name, Lifetime, std::int64_t elements, DType, std::int64_t copies);
+    void plan_layer(const Shape&, const Policy&, const StageConfig&, std::int64_t layer);
+    void plan_ends(const Shape&, const Policy&, const StageConfig&);
+    void plan_shared(const Shape&, const Policy&, const StageConfig&);
+    Place shared(const std::string& name, std::int64_t elements, DType);
+    std::map<std::string, Place> shared_;  // recomputed pieces, one set for all layers
+};
+
+}  // namespace pytrain

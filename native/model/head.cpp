@@ -1,0 +1,69 @@
+// The head and the loss, a chunk of rows at a time: the full logits never exist.
+// FLOPs per token: 2 hidden vocabulary forward, 4 backward; 2 more where tensor parallelism has to see every slice's
+// statistics before the first gradient, so that the logits are made twice. Products bind.
+#include <algorithm>
+
+#include "core/check.h"
+#include "model/stage.h"
+
+namespace pytrain {
+
+struct Stage::HeadChunk {
+    std::int64_t rows;
+    Tensor x;                     // (rows, hidden)
+    Tensor logits;                // (rows, vocabulary slice) fp32
+    float* statistics;            // (rows, 3), this slice's
+    float* lse;                   // (rows)
+    const std::int32_t* targets;  // (rows)
+};
+
+Stage::HeadChunk Stage::head_chunk(std::int64_t slot, std::int64_t first) const {
+    float* const own = floats(arena_.statistics, slot) + config_.tp_rank * rows_ * kHeadStatistics;
+    return {std::min(config_.head_chunk, rows_ - first), activation(places(ops_.final_norm()).y, slot).at(first * shape_.hidden),
+            at(arena_.logits, 0, DType::fp32), own + first * kHeadStatistics, floats(arena_.lse, slot) + first,
+            integers(arena_.targets, slot) + first};
+}
+
+Product Stage::head_product() const { return {shape_.hidden, vocabulary_.size(), parameters_.op(ops_.head()).weight, -1}; }
+
+void Stage::head_logits(const HeadChunk& chunk) {
+    column_forward(device_, parameters_, head_product(), chunk.rows, chunk.logits, chunk.x, {});
+}
+
+// logits -> d logits, the weight gradient from them, and the gradient of x, which may take x's place.
+void Stage::head_gradients(const HeadChunk& chunk, Tensor dx) {
+    device_.loss_backward(chunk.logits, chunk.lse, chunk.targets, scalars_, chunk.rows, vocabulary_.size(), vocabulary_.begin, device_.compute_queue());
+    column_backward_weight(device_, parameters_, head_product(), chunk.rows, chunk.logits, chunk.x);
+    column_backward_input(device_, parameters_, head_product(), chunk.rows, dx, chunk.logits);
+}
+
+void Stage::head_forward(std::int64_t slot, Pass pass) {
+    const bool fused = pass == Pass::train && config_.tp_size == 1;
+    for (std::int64_t first = 0; first < rows_; first += config_.head_chunk) {
+        const HeadChunk chunk = head_chunk(slot, first);
+        head_logits(chunk);
+        device_.head_statistics(chunk.statistics, chunk.logits, chunk.targets, chunk.rows, vocabulary_.size(), vocabulary_.begin, device_.compute_queue());
+        if (!fused) continue;
+        device_.loss_forward(scalars_, chunk.lse, chunk.statistics, 1, chunk.targets, chunk.rows, device_.compute_queue());
+        head_gradients(chunk, chunk.x);
+    }
+}
+
+void Stage::loss_forward(std::int64_t slot, Pass pass) {
+    if (pass == Pass::train && config_.tp_size == 1) return;  // taken chunk by chunk
+    device_.loss_forward(scalars_, floats(arena_.lse, slot), floats(arena_.statistics, slot), config_.tp_size,
+                         integers(arena_.targets, slot), rows_, device_.compute_queue());
+}
+
+void Stage::head_backward_input(std::int64_t slot) {
+    const std::size_t bytes = static_cast<std::size_t>(rows_ * shape_.hidden) * size_of(policy_.activations);
+    device_.zero(activation(arena_.dresidual, 0).data, bytes, device_.compute_queue());
+    if (config_.tp_size == 1) return;
+    for (std::int64_t first = 0; first < rows_; first += config_.head_chunk) {
+        const HeadChunk chunk = head_chunk(slot, first);
+        head_logits(chunk);
+        head_gradients(chunk, activation(arena_.dnorm, 0).at(first * shape_.hidden));
+    }
+}
+
+}  // namespace pytrain

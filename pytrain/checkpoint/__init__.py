@@ -1,0 +1,32 @@
+"""Checkpoints: the single-process model in safetensors files, written and read by any number of processes."""
+
+from pytrain.checkpoint.files import FileOperations, Group, OneProcess
+from pytrain.checkpoint.pieces import TensorEntry, TensorPiece
+from pytrain.checkpoint.reader import Checkpoint
+from pytrain.checkpoint.retention import prune
+from pytrain.checkpoint.store import (
+    check_writable,
+    checkpoints_folder,
+    find_checkpoint,
+    free_bytes,
+    newest_checkpoint,
+    required_bytes,
+)
+from pytrain.checkpoint.writer import save
+
+__all__ = [
+    "Checkpoint",
+    "FileOperations",
+    "Group",
+    "OneProcess",
+    "TensorEntry",
+    "TensorPiece",
+    "check_writable",
+    "checkpoints_folder",
+    "find_checkpoint",
+    "free_bytes",
+    "newest_checkpoint",
+    "prune",
+    "required_bytes",
+    "save",
+]

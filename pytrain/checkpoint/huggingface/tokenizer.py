@@ -1,0 +1,235 @@
+"""A SentencePiece model as the `tokenizer.json` that every version of transformers loads.
+
+transformers' own LlamaTokenizer reads a tokenizer.model only with protobuf installed, and takes every one for
+BPE. The `.model` file is copied too, for other tools.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pytrain.errors import UserError
+
+SPACE = "\u2581"  # how SentencePiece writes a space
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+UNIGRAM, BPE = 1, 2
+
+
+class Piece(NamedTuple):
+    """One entry of a SentencePiece vocabulary; `kind` is NORMAL, CONTROL, ..."""
+
+    text: str
+    score: float
+    kind: int
+
+
+class SentencePieceModel(NamedTuple):
+    """What of a SentencePiece model decides how it encodes; ids are indices into `pieces`."""
+
+    pieces: list[Piece]
+    kind: int
+    byte_fallback: bool
+    unknown: int
+    end: int
+    normalization: bytes
+    dummy_prefix: bool
+    squeeze_spaces: bool
+
+
+def is_sentencepiece(path: Path) -> bool:
+    """Whether a file is a SentencePiece model."""
+    import sentencepiece
+
+    try:
+        sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, ValueError, OSError):
+        return False
+    return True
+
+
+def end_of_document(files: Mapping[str, Path]) -> int | None:
+    """Id of the end-of-document token of the tokenizer among a checkpoint's files; None where there is "
+    "none."""
+    from pytrain.data.tokenizer import load_tokenizer
+
+    for name in ("tokenizer.json", "tokenizer.model"):
+        if name in files:
+            return load_tokenizer(files[name]).eod_id
+    return None
+
+
+def generated_files(contents: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files transformers needs beside a SentencePiece tokenizer.model.
+
+    `contents` are the small files of a checkpoint. A tokenizer.json among them is left as it is.
+    """
+    if "tokenizer.model" not in contents or "tokenizer.json" in contents:
+        return {}
+    model = parse_model(contents["tokenizer.model"])
+    end = model.pieces[model.end].text if model.end >= 0 else None
+    config = {
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "bos_token": end,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": end,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": model.pieces[model.unknown].text,
+    }
+    return {
+        "tokenizer.json": json.dumps(tokenizer_json(model), ensure_ascii=False, indent=1).encode(),
+        "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
+    }
+
+
+def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
+    """The content of a tokenizer.json that encodes as the model does.
+
+    Raises:
+        UserError: the model rewrites text in a way that is not expressed here.
+    """
+    if model.normalization or model.squeeze_spaces:
+        raise UserError(
+            "tokenizer.model normalizes text (normalization rule or extra whitespace), which pytrain does "
+            "not convert to a tokenizer.json; export with the model's own tokenizer.json beside it"
+        )
+    replace: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    normalizers = [replace]
+    if model.dummy_prefix:
+        normalizers.insert(0, {"type": "Prepend", "prepend": SPACE})
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": list(_added_tokens(model)),
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": _unigram(model) if model.kind == UNIGRAM else _bpe(model),
+    }
+
+
+def _added_tokens(model: SentencePieceModel) -> Iterator[dict[str, Any]]:
+    """Pieces that are found in the text before anything else."""
+    for index, piece in enumerate(model.pieces):
+        if piece.kind in (CONTROL, UNKNOWN, USER_DEFINED):
+            yield {
+                "id": index,
+                "content": piece.text,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": piece.kind != USER_DEFINED,
+            }
+
+
+def _unigram(model: SentencePieceModel) -> dict[str, Any]:
+    # SentencePiece never finds a byte piece in text that happens to spell "<0x41>"; here only its score keeps
+    # it from being found: less than its six characters one by one.
+    hidden = 8 * min(piece.score for piece in model.pieces if piece.kind == NORMAL)
+    return {
+        "type": "Unigram",
+        "unk_id": model.unknown,
+        "vocab": [[piece.text, piece.score if piece.kind == NORMAL else hidden] for piece in model.pieces],
+        "byte_fallback": model.byte_fallback,
+    }
+
+
+def _bpe(model: SentencePieceModel) -> dict[str, Any]:
+    """Merges are not in the file: two pieces merge where a third spells both, the best score first."""
+    scores = {piece.text: piece.score for piece in model.pieces if piece.kind == NORMAL}
+    merges = [
+        (-score, text[:cut], text[cut:])
+        for text, score in scores.items()
+        for cut in range(1, len(text))
+        if text[:cut] in scores and text[cut:] in scores
+    ]
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": model.pieces[model.unknown].text,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": model.byte_fallback,
+        "ignore_merges": False,
+        "vocab": {piece.text: index for index, piece in enumerate(model.pieces)},
+        # Older readers know a merge only as one string, and no piece holds a plain space.
+        "merges": [f"{left} {right}" for _, left, right in sorted(merges)],
+    }
+
+
+def parse_model(content: bytes) -> SentencePieceModel:
+    """Read a SentencePiece model file (a protocol buffer, of which these few fields matter)."""
+    pieces = []
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
+    for field, value in _fields(content):
+        if field == 1:
+            values = dict(_fields(value))
+            pieces.append(Piece(values[1].decode(), _float(values.get(2)), values.get(3, NORMAL)))
+        elif field == 2:
+            trainer = dict(_fields(value))
+        elif field == 3:
+            normalizer = dict(_fields(value))
+    kind = trainer.get(3, UNIGRAM)
+    if kind not in (UNIGRAM, BPE):
+        raise UserError("tokenizer.model is neither of type unigram nor bpe, and transformers has no other")
+    return SentencePieceModel(
+        pieces=pieces,
+        kind=kind,
+        byte_fallback=bool(trainer.get(35, 0)),
+        unknown=_signed(trainer.get(40, 0)),
+        end=_signed(trainer.get(42, 2)),
+        normalization=normalizer.get(2, b""),
+        dummy_prefix=bool(normalizer.get(3, 1)),
+        squeeze_spaces=bool(normalizer.get(4, 1)),
+    )
+
+
+def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
+    """Number and value of each field of a protocol buffer: int, or bytes (also for fixed-width numbers)."""
+    position = 0
+    while position < len(content):
+        key, position = _varint(content, position)
+        field, kind = key >> 3, key & 7
+        if kind == 0:
+            value, position = _varint(content, position)
+            yield field, value
+            continue
+        if kind == 2:
+            size, position = _varint(content, position)
+        else:
+            size = {1: 8, 5: 4}[kind]
+        yield field, content[position : position + size]
+        position += size
+
+
+def _varint(content: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = content[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _float(content: bytes | None) -> float:
+    import struct
+
+    return struct.unpack("<f", content)[0] if content else 0.0

@@ -1,0 +1,201 @@
+"""The group of all commands, and those about a run: train, init, config, info, demo, bench, completion."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pytrain.cli import corpus, model
+from pytrain.errors import ExitCode, UserError
+from pytrain.presets import PRESETS
+
+PATH = click.Path(path_type=Path)
+
+EXIT_CODES = (
+    f"Exit status: {ExitCode.OK:d} done; {ExitCode.CRASHED:d} unexpected exception, with traceback; "
+    f"{ExitCode.BAD_INPUT:d} wrong command line, configuration or file; {ExitCode.STOPPED:d} stopped by "
+    f"SIGTERM or SIGUSR1 after a checkpoint, run again with --resume auto; {ExitCode.INTERRUPTED:d} Ctrl-C."
+)
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from pytrain.information import version
+
+        click.echo(f"pytrain {version()}")
+        context.exit()
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EXIT_CODES
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Version."
+)
+def root() -> None:
+    """Train GPT-2 and LLaMA models from text to weights, on one machine.
+
+    \b
+    Examples:
+      pytrain demo                                       see everything work, in two minutes
+      pytrain tokenizer train --out data/tokenizer.model --vocabulary 8000 corpus/*.txt
+      pytrain prepare --tokenizer data/tokenizer.model --out data/train corpus/*.txt
+      pytrain init --preset llama-15m                    a commented run.toml
+      pytrain train run.toml --dry-run                   what it would take
+      pytrain train run.toml
+      pytrain generate runs/llama-15m --prompt "Once upon a time"
+    """
+
+
+@root.command(short_help="Train as a run.toml says.")
+@click.argument("run", metavar="RUN.toml", type=PATH)
+@click.option(
+    "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key; may be repeated."
+)
+@click.option(
+    "--resume",
+    default="none",
+    show_default=True,
+    metavar="none|auto|PATH",
+    help="Start anew, go on from the run folder's newest whole checkpoint if any, or from this one.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Print parameters, tokens, memory, disk and time; train nothing."
+)
+def train(run: Path, overrides: tuple[str, ...], resume: str, dry_run: bool) -> int:
+    """Train as RUN.toml says; a run folder in its place repeats that run.
+
+    \b
+    Examples:
+      pytrain train run.toml
+      pytrain train run.toml --set run.steps=2000 --set run.folder=runs/longer
+      pytrain train run.toml --resume auto               also right when there is no checkpoint yet
+      pytrain train runs/first --set run.folder=runs/again
+    """
+    from pytrain import config
+
+    settings = config.load(run, overrides)
+    from pytrain import train as training  # after the configuration is known to be right
+
+    if dry_run:
+        from pytrain.estimate import report
+
+        click.echo(report(settings))
+        return ExitCode.OK
+    result = training.train(settings, resume=resume)
+    return ExitCode.STOPPED if result.stopped else ExitCode.OK
+
+
+@root.command(short_help="Write a commented run.toml.")
+@click.option(
+    "--preset",
+    required=True,
+    metavar="NAME",
+    help=f"One of {', '.join(PRESETS)}.",
+    shell_complete=lambda _context, _option, start: [name for name in PRESETS if name.startswith(start)],
+)
+@click.option(
+    "--out", default="run.toml", show_default=True, metavar="FILE", help="Where to write; - for the screen."
+)
+def init(preset: str, out: str) -> None:
+    """Write a RUN.toml in which every key is explained.
+
+    \b
+    Example:
+      pytrain init --preset gpt2-124m --out gpt2.toml
+    """
+    from pytrain.config import commented_toml
+
+    text = commented_toml(preset)
+    if out == "-":
+        click.echo(text, nl=False)
+        return
+    try:
+        with Path(out).open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(f"{out} exists already; give another --out, or remove it") from None
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+    click.echo(
+        f"wrote {out}; next: put your corpora and tokenizer into it, then `pytrain train {out} --dry-run`"
+    )
+
+
+@root.command(short_help="Explain the keys of the configuration.")
+@click.argument("key", required=False)
+def config(key: str | None) -> None:
+    """Explain a KEY or section of the configuration, or list all.
+
+    \b
+    Examples:
+      pytrain config
+      pytrain config learning_rate.schedule
+      pytrain config batch
+    """
+    from pytrain.config import explain
+
+    click.echo(explain(key))
+
+
+@root.command(short_help="Describe this installation for a bug report.")
+def info() -> None:
+    """Print one block about this installation and machine, for a bug report."""
+    from pytrain.information import report
+
+    click.echo(report())
+
+
+@root.command(short_help="See everything work, in two minutes.")
+@click.option(
+    "--folder",
+    type=PATH,
+    default=Path("pytrain-demo"),
+    show_default=True,
+    help="Where corpus, run and sample go.",
+)
+def demo(folder: Path) -> None:
+    """Train a tokenizer and a small model on Python's own library, without a download, and let it write."""
+    from pytrain import demo as demonstration
+
+    demonstration.run(folder)
+
+
+@root.command(
+    short_help="Measure this machine: peak, kernels, step.",
+    context_settings={"allow_interspersed_args": False},
+)
+@click.argument("name", metavar="peak|kernels|step", type=click.Choice(["peak", "kernels", "step"]))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(name: str, arguments: tuple[str, ...]) -> None:
+    """Measure this machine: its FMA peak, the kernels, or a whole training step.
+
+    \b
+    Examples:
+      pytrain bench peak
+      pytrain bench step --help
+    """
+    import importlib
+
+    importlib.import_module(f"pytrain.bench.{name}").main(list(arguments))
+
+
+@root.command(short_help="Completion code for bash, zsh or fish.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the code that teaches a shell to complete pytrain's commands.
+
+    \b
+    Examples:
+      pytrain completion bash >> ~/.bashrc
+      pytrain completion zsh >> ~/.zshrc
+      pytrain completion fish > ~/.config/fish/completions/pytrain.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    shell_class: Any = get_completion_class(shell)
+    click.echo(shell_class(root, {}, "pytrain", "_PYTRAIN_COMPLETE").source())
+
+
+for command in (corpus.prepare, corpus.tokenizer, model.generate, model.export, model.import_, model.inspect):
+    root.add_command(command)

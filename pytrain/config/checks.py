@@ -1,0 +1,218 @@
+"""Rules that involve more than one key.
+
+They are kept apart from the field types because the loader reports everything at once: when one key is
+mistyped, the rules that do not involve it must still run. Each rule names the keys that it needs and
+gets their values.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+ROPE_THETA = 10000.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a configuration: the dotted key to blame and a sentence that starts with it."""
+
+    key: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """A rule over the values of `keys`: `explain` gives None or a sentence about `keys[0]`."""
+
+    keys: tuple[str, ...]
+    explain: Callable[..., str | None]
+
+
+def find_problems(checks: tuple[Check, ...], values: Mapping[str, object]) -> list[Problem]:
+    """Run every check whose keys are all in `values` (dotted key -> value)."""
+    problems = []
+    for check in checks:
+        if all(key in values for key in check.keys):
+            sentence = check.explain(*(values[key] for key in check.keys))
+            if sentence is not None:
+                problems.append(Problem(check.keys[0], sentence))
+    return problems
+
+
+def _hidden_and_heads(hidden: int, heads: int, head_size: int) -> str | None:
+    if head_size > 0:
+        return None
+    return (
+        f"model.hidden ({hidden}) is not divisible by model.heads ({heads}); "
+        f"change one of them, or set model.head_size"
+    )
+
+
+def _grouped_heads(heads: int, kv_heads: int) -> str | None:
+    if heads % kv_heads == 0:
+        return None
+    divisors = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+    return (
+        f"model.heads ({heads}) is not divisible by model.kv_heads ({kv_heads}); kv_heads may be {divisors}"
+    )
+
+
+def _rotary_head_size(head_size: int, family: str) -> str | None:
+    if family != "llama" or head_size % 2 == 0:
+        return None
+    return f"model.head_size ({head_size}) is odd, but rotary positions turn pairs of channels; make it even"
+
+
+def _ffn_given(ffn: int, family: str, hidden: int) -> str | None:
+    if ffn > 0:
+        return None
+    usual = -(-8 * hidden // 3 // 256) * 256
+    return f"model.ffn is missing and {family} has no default for it; usual for hidden = {hidden} is {usual}"
+
+
+def _rotary_only(family: str, rope_theta: float, rope_scaling: object) -> str | None:
+    if family == "llama" or (rope_theta == ROPE_THETA and rope_scaling is None):
+        return None
+    return (
+        f'model.family "{family}" has learned positions, so model.rope_theta and model.rope_scaling would do '
+        f"nothing; remove them"
+    )
+
+
+MODEL_CHECKS = (
+    Check(("model.hidden", "model.heads", "model.head_size"), _hidden_and_heads),
+    Check(("model.heads", "model.kv_heads"), _grouped_heads),
+    Check(("model.head_size", "model.family"), _rotary_head_size),
+    Check(("model.ffn", "model.family", "model.hidden"), _ffn_given),
+    Check(("model.family", "model.rope_theta", "model.rope_scaling"), _rotary_only),
+)
+
+
+def _sequence_fits(sequence_length: int, context: int) -> str | None:
+    if sequence_length <= context:
+        return None
+    return (
+        f"data.sequence_length ({sequence_length}) is longer than model.context ({context}); "
+        f"shorten it or raise model.context"
+    )
+
+
+def _whole_micro_batches(global_batch: int, micro_batch: int, dp: int) -> str | None:
+    if global_batch % (micro_batch * dp) == 0:
+        return None
+    below = max(global_batch // (micro_batch * dp), 1) * micro_batch * dp
+    return (
+        f"batch.global_batch ({global_batch}) is not divisible by batch.micro_batch * parallel.dp "
+        f"({micro_batch} * {dp}); {below} would be"
+    )
+
+
+def _warmup_fits(warmup_steps: int, steps: int) -> str | None:
+    if warmup_steps <= steps:
+        return None
+    return f"learning_rate.warmup_steps ({warmup_steps}) is more than run.steps ({steps}); shorten it"
+
+
+def _minimum_below_peak(minimum: float, peak: float) -> str | None:
+    if minimum <= peak:
+        return None
+    return f"learning_rate.minimum ({minimum:g}) is above learning_rate.peak ({peak:g}); lower it"
+
+
+def _decay_steps(decay_steps: int, schedule: str, warmup_steps: int, steps: int) -> str | None:
+    if schedule != "wsd":
+        if decay_steps == 0:
+            return None
+        return (
+            f'learning_rate.decay_steps only belongs to schedule "wsd", and the schedule is "{schedule}"; '
+            f"remove it or change learning_rate.schedule"
+        )
+    if decay_steps == 0:
+        return f'learning_rate.decay_steps is missing and "wsd" needs it; usual is {max(steps // 10, 1)}'
+    if warmup_steps + decay_steps <= steps:
+        return None
+    return (
+        f"learning_rate.decay_steps ({decay_steps}) and learning_rate.warmup_steps ({warmup_steps}) together "
+        f"are more than run.steps ({steps}); shorten one"
+    )
+
+
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+def _master_is_wide_enough(master: str, dtype: str) -> str | None:
+    if master == dtype or _BYTES[master] > _BYTES[dtype]:
+        return None
+    return f'precision.master "{master}" is no wider than precision.dtype "{dtype}"; use "fp32" or "{dtype}"'
+
+
+def _loss_scale_for_fp16(loss_scale: float, dtype: str) -> str | None:
+    if dtype == "fp16" or loss_scale == 1.0:
+        return None
+    return f'precision.loss_scale ({loss_scale:g}) is for "fp16", and precision.dtype is "{dtype}"; remove it'
+
+
+def _one_policy_per_stage(policy: tuple[str, ...], pp: int) -> str | None:
+    if len(policy) in (1, pp):
+        return None
+    return (
+        f"recompute.policy has {len(policy)} entries; give one for all stages, or parallel.pp ({pp}) of them"
+    )
+
+
+def _kept_steps_are_saved(keep_every: int, every: int) -> str | None:
+    if keep_every == 0 or (every > 0 and keep_every % every == 0):
+        return None
+    nearest = max(keep_every // every, 1) * every if every > 0 else 0
+    return (
+        f"checkpoint.keep_every ({keep_every}) is not a multiple of checkpoint.every ({every}); "
+        f"{nearest} would be"
+    )
+
+
+def _something_to_evaluate(every: int, heldout: tuple[object, ...]) -> str | None:
+    if every == 0 or heldout:
+        return None
+    return f"evaluation.every is {every}, but data.heldout is empty; add a held-out corpus or set it to 0"
+
+
+def _something_to_sample(every: int, prompts: tuple[str, ...]) -> str | None:
+    if every == 0 or prompts:
+        return None
+    return f"sample.every is {every}, but sample.prompts is empty; add a prompt or set it to 0"
+
+
+def _one_process(dp: int, pp: int, tp: int, zero: int, sequence_parallel: bool) -> str | None:
+    """The one place that holds this version to one process."""
+    given = {"dp": (dp, 1), "pp": (pp, 1), "tp": (tp, 1), "zero": (zero, 0)}
+    beyond = [f"{name} = {value}" for name, (value, single) in given.items() if value != single]
+    if sequence_parallel:
+        beyond.append("sequence_parallel = true")
+    if not beyond:
+        return None
+    return (
+        f"parallel.{', parallel.'.join(beyond)} needs several processes, and this version trains in one; "
+        f"remove it from [parallel]"
+    )
+
+
+RUN_CHECKS = (
+    *MODEL_CHECKS,
+    Check(("data.sequence_length", "model.context"), _sequence_fits),
+    Check(("batch.global_batch", "batch.micro_batch", "parallel.dp"), _whole_micro_batches),
+    Check(("learning_rate.warmup_steps", "run.steps"), _warmup_fits),
+    Check(("learning_rate.minimum", "learning_rate.peak"), _minimum_below_peak),
+    Check(
+        ("learning_rate.decay_steps", "learning_rate.schedule", "learning_rate.warmup_steps", "run.steps"),
+        _decay_steps,
+    ),
+    Check(("precision.master", "precision.dtype"), _master_is_wide_enough),
+    Check(("precision.loss_scale", "precision.dtype"), _loss_scale_for_fp16),
+    Check(("recompute.policy", "parallel.pp"), _one_policy_per_stage),
+    Check(("checkpoint.keep_every", "checkpoint.every"), _kept_steps_are_saved),
+    Check(("evaluation.every", "data.heldout"), _something_to_evaluate),
+    Check(("sample.every", "sample.prompts"), _something_to_sample),
+    Check(
+        ("parallel.dp", "parallel.pp", "parallel.tp", "parallel.zero", "parallel.sequence_parallel"),
+        _one_process,
+    ),
+)

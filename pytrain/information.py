@@ -1,0 +1,155 @@
+"""`pytrain info`: one block about this installation and this machine, to paste into a bug report."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+LIBRARIES = (
+    "numpy",
+    "ml_dtypes",
+    "sentencepiece",
+    "safetensors",
+    "tokenizers",
+    "zstandard",
+    "rich",
+    "click",
+    "pydantic",
+    "mpi4py",
+)
+NOT_INSTALLED = "not installed"
+UNKNOWN = "unknown"
+
+
+def report() -> str:
+    """The block: one `name: value` per line."""
+    facts = {
+        "pytrain": f"{version()}, commit {commit()}",
+        "Python": f"{platform.python_version()} ({sys.implementation.name})",
+        "platform": platform.platform(),
+        "libc": " ".join(platform.libc_ver()).strip() or UNKNOWN,
+        "CPU": cpu_model(),
+        "cores": f"{len(os.sched_getaffinity(0))} in the affinity mask, {os.cpu_count()} on the machine",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
+        "caches": caches(),
+        "memory": memory(),
+        "PYTRAIN_ISA": os.environ.get("PYTRAIN_ISA", "not set"),
+        **native_facts(),
+        "libraries": ", ".join(f"{name} {number}" for name, number in library_versions().items()),
+        "MPI": mpi_library(),
+    }
+    width = max(map(len, facts)) + 1
+    return "\n".join(f"{name + ':':{width}} {value}" for name, value in facts.items())
+
+
+def version() -> str:
+    """Version of the installed package."""
+    try:
+        return metadata.version("pytrain")
+    except metadata.PackageNotFoundError:
+        return NOT_INSTALLED
+
+
+def commit() -> str:
+    """Commit of the source tree that this package is imported from; marked where the tree has changes."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return f"{UNKNOWN} (not run from a source tree)"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"{UNKNOWN} (git: {error.strerror})"
+    return found.stdout.strip() or f"{UNKNOWN} (git: {found.stderr.strip()})"
+
+
+def library_versions() -> dict[str, str]:
+    """Version of each library that a run may touch, without importing any."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = NOT_INSTALLED
+    return versions
+
+
+def native_facts() -> dict[str, str]:
+    """What the native module says of itself (instruction sets above all), or why it cannot be imported."""
+    try:
+        from pytrain import _native
+    except ImportError as error:
+        return {"native module": f"not loaded: {error}"}
+    return {f"native {name}": _words(value) for name, value in _native.information().items()}
+
+
+def _words(value: object) -> str:
+    """A value of the native module's report as text."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} ({entry})" for name, entry in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
+
+
+def cpu_model() -> str:
+    """Name of the processor; on Arm, where the kernel knows none, implementer and part."""
+    values: dict[str, str] = {}
+    for line in _text(Path("/proc/cpuinfo")).splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            values.setdefault(name.strip(), value.strip())
+    if "model name" in values:
+        return values["model name"]
+    parts = [
+        f"{name} {values[name]}" for name in ("CPU implementer", "CPU part", "CPU variant") if name in values
+    ]
+    return ", ".join(parts) or platform.processor() or UNKNOWN
+
+
+def caches() -> str:
+    """Caches of the first core, as the kernel lists them."""
+    found = []
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = (_text(folder / name).strip() for name in ("level", "type", "size"))
+        if kind != "Instruction":
+            found.append(f"L{level}{'d' if kind == 'Data' else ''} {size}")
+    return ", ".join(found) or UNKNOWN
+
+
+def memory() -> str:
+    """Memory of the machine, what is available of it, and the limit of the control group if there is one."""
+    values = {}
+    for line in _text(Path("/proc/meminfo")).splitlines():
+        name, _, value = line.partition(":")
+        values[name] = value.split()[0] if value.split() else ""
+    if "MemTotal" not in values:
+        return UNKNOWN
+    total, available = (int(values.get(name, 0)) * 1024 / 1e9 for name in ("MemTotal", "MemAvailable"))
+    limit = _text(Path("/sys/fs/cgroup/memory.max")).strip()
+    limited = f", limited to {int(limit) / 1e9:.1f} GB" if limit.isdecimal() else ""
+    return f"{total:.1f} GB, {available:.1f} GB available{limited}"
+
+
+def mpi_library() -> str:
+    """First line of what the MPI library calls itself, or "none" if none can be loaded; it is not started."""
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize = False
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        return f"none ({str(error).splitlines()[0]})"
+    first_line = MPI.Get_library_version().strip().strip("\0").splitlines()[0]
+    return " ".join(first_line.split())
+
+
+def _text(path: Path) -> str:
+    """Contents of a file of the kernel's; empty where it does not exist."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""

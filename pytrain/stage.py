@@ -1,0 +1,216 @@
+"""A range of ops on one rank with the parameters it works on, in native memory."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pytrain import _native
+from pytrain.data.loader import Batch
+
+if TYPE_CHECKING:
+    from pytrain.config import ModelConfig
+    from pytrain.config.run import PrecisionSection
+
+Array = NDArray[np.generic]
+
+
+def native_shape(model: "ModelConfig") -> _native.Shape:
+    """The native description of a model."""
+    gpt2 = model.family == "gpt2"
+    return _native.Shape(
+        layers=model.layers,
+        hidden=model.hidden,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_size=model.head_size,
+        ffn=model.ffn,
+        vocabulary=model.vocabulary,
+        context=model.context,
+        norm="layernorm" if gpt2 else "rmsnorm",
+        bias=gpt2,
+        learned_positions=gpt2,
+        gated=not gpt2,
+        tied_head=model.tied_head,
+        norm_eps=model.norm_eps,
+        rope_frequencies=[] if gpt2 else rope_frequencies(model),
+    )
+
+
+def rope_frequencies(model: "ModelConfig") -> list[float]:
+    """Radians per position of each rotated pair (RoFormer, arXiv 2104.09864), stretched as Llama 3 does if asked."""
+    half = model.head_size // 2
+    frequencies = [model.rope_theta ** (-pair / half) for pair in range(half)]
+    scaling = model.rope_scaling
+    if scaling is None:
+        return frequencies
+    original = scaling.original_max_position_embeddings
+    stretched = []
+    for frequency in frequencies:
+        turns = original * frequency / (2 * math.pi)  # in the context of the earlier training
+        kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        kept = min(max(kept, 0.0), 1.0)
+        stretched.append((1 - kept) * frequency / scaling.factor + kept * frequency)
+    return stretched
+
+
+def native_policy(precision: "PrecisionSection") -> _native.Policy:
+    """The storage type of each kind of tensor."""
+    return _native.Policy(
+        weights=precision.dtype,
+        activations=precision.dtype,
+        gradients=precision.gradients,
+        gradient_reduction=precision.gradient_reduction,
+        master=precision.master,
+    )
+
+
+def half_of(policy: _native.Policy) -> str:
+    """The 16-bit type of a policy ("bf16" if it has none): what uint16 arrays of a stage hold."""
+    return "fp16" if "fp16" in (policy.weights, policy.gradients, policy.master) else "bf16"
+
+
+def tensor_key(name: str) -> int:
+    """The key that the random numbers of a tensor hang on: the same in every version and on every grid."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+
+
+class Stage:
+    """Ops [first_op, last_op) of a model on one tensor-parallel rank, with weights and (in training) gradients.
+
+    Parameters are addressed by name; arrays are views of native memory: float32, or uint16 that holds bf16 or
+    fp16 bits. With all ops and one rank this is the whole model.
+    """
+
+    def __init__(
+        self,
+        device: _native.CpuDevice,
+        model: "ModelConfig",
+        policy: _native.Policy,
+        *,
+        batch: int,
+        length: int,
+        recompute: str = "none",
+        first_op: int = 0,
+        last_op: int | None = None,
+        tp_rank: int = 0,
+        tp_size: int = 1,
+        slots: int = 1,
+        training: bool = True,
+        defer_weight: bool = False,
+    ) -> None:
+        self.device = device
+        self.model = model
+        self.policy = policy
+        self.half = half_of(policy)
+        self.shape = native_shape(model)
+        self.first_op = first_op
+        self.last_op = self.shape.op_count if last_op is None else last_op
+        self.tp_rank, self.tp_size = tp_rank, tp_size
+        self.native = _native.Stage(
+            device,
+            self.shape,
+            policy,
+            first_op=self.first_op,
+            last_op=self.last_op,
+            batch=batch,
+            length=length,
+            recompute=[recompute] * model.layers,
+            tp_rank=tp_rank,
+            tp_size=tp_size,
+            slots=slots,
+            training=training,
+            defer_weight=defer_weight,
+        )
+        self.layout = self.native.layout
+        self.weights = [
+            _native.Buffer(device, bucket.elements, policy.weights, "weights") for bucket in self.layout.buckets
+        ]
+        self.gradients = [
+            _native.Buffer(device, bucket.elements, policy.gradients, "gradients")
+            for bucket in self.layout.buckets
+            if training
+        ]
+        for index, buffer in enumerate(self.weights):
+            self.native.bind_weights(index, buffer.address)
+        for index, buffer in enumerate(self.gradients):
+            self.native.bind_gradients(index, buffer.address)
+
+    @property
+    def scalars(self) -> NDArray[np.float64]:
+        """(6,): loss_sum, target_count, gradient_norm, clip_factor, finite, gradient_scale of the step."""
+        return self.native.scalars
+
+    def parameters(self) -> Iterator[tuple[_native.TensorSpec, Array]]:
+        """Every tensor held here with its flat elements, in the order of the table."""
+        for spec in self.layout.tensors:
+            yield spec, self.slice_of(self.weights[spec.bucket], spec)
+
+    @staticmethod
+    def slice_of(buffer: _native.Buffer, spec: _native.TensorSpec) -> Array:
+        """The elements of a tensor in a buffer laid out like its bucket."""
+        return buffer.array[spec.offset : spec.offset + spec.elements]
+
+    def parameter(self, name: str) -> Array:
+        """This rank's part of a weight, in its local shape; writing changes the model."""
+        spec = self._spec(name)
+        return self.slice_of(self.weights[spec.bucket], spec).reshape(spec.local_shape)
+
+    def gradient(self, name: str) -> Array:
+        """The accumulated gradient of a weight, in its local shape."""
+        spec = self._spec(name)
+        return self.slice_of(self.gradients[spec.bucket], spec).reshape(spec.local_shape)
+
+    def _spec(self, name: str) -> _native.TensorSpec:
+        index = self.layout.find(name)
+        if index < 0:
+            raise KeyError(f"this stage has no tensor {name}")
+        return self.layout.tensors[index]
+
+    def initialise(self, seed: int, target: list[_native.Buffer] | None = None) -> None:
+        """Draw the initial weights into `target` (laid out like the buckets), by default the weights themselves.
+
+        Each element depends on the seed, the tensor's name and its global index alone.
+        """
+        for spec in self.layout.tensors:
+            buffer = (target or self.weights)[spec.bucket]
+            array = self.slice_of(buffer, spec)
+            kind = spec.initialisation
+            if kind in ("ones", "zeros"):
+                self.device.fill(array, 1.0 if kind == "ones" else 0.0, self.half)
+                continue
+            deviation = self.model.init_std
+            if kind == "residual":
+                deviation /= math.sqrt(2 * self.model.layers)
+            self.device.fill_normal(
+                array, seed, tensor_key(spec.name), spec.first_element, deviation, self.half
+            )
+
+    def zero_gradients(self) -> None:
+        """Before the first micro-batch of a step."""
+        for buffer in self.gradients:
+            self.device.fill(buffer.array, 0.0, self.half)
+
+    def load_batch(self, slot: int, batch: Batch) -> None:
+        """Copy a micro-batch into the stage's own memory."""
+        self.native.tokens(slot)[:] = batch.tokens
+        self.native.targets(slot)[:] = batch.targets
+        self.native.positions(slot)[:] = batch.positions
+        self.native.document_starts(slot)[:] = batch.document_starts
+
+    def forward(self, slot: int, pass_: str = "train") -> None:
+        """All ops of this stage."""
+        self.native.forward(slot, self.first_op, self.last_op, pass_)
+
+    def backward(self, slot: int) -> None:
+        """All ops of this stage, each weight gradient straight after its input gradient."""
+        self.native.backward(slot, self.first_op, self.last_op)
+
+    def load_weights(self, values: "dict[str, Any]") -> None:
+        """Set every weight from whole (global) arrays by name; fp32 storage only. For tests and import."""
+        for spec in self.layout.tensors:
+            whole = np.asarray(values[spec.name], np.float32)
+            self.parameter(spec.name)[...] = whole[slice(*spec.rows)]

@@ -1,0 +1,361 @@
+"""Training from a configuration: builds everything top to bottom, then runs the loop."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from pytrain import checkpoint, learning_rate
+from pytrain.collectives import Group
+from pytrain.data.loader import Batch, CorpusSpec, HeldOut, Loader
+from pytrain.data.tokenizer import load_tokenizer
+from pytrain.engine import Engine, StepResult
+from pytrain.errors import UserError
+from pytrain.evaluate import evaluate
+from pytrain.flops import hardware_flops, model_flops
+from pytrain.generate import Generator
+from pytrain.grid import Grid
+from pytrain.loss_scale import LossScale
+from pytrain.metrics import Evaluation, MetricsWriter, Sample, StepMetrics, Throughput, resident_gigabytes
+from pytrain.native import native
+from pytrain.optimizer import AdamW
+from pytrain.progress import Progress, make_progress
+from pytrain.record import run_record, write_record
+from pytrain.schedule import one_stage
+from pytrain.stage import Stage, native_policy
+from pytrain.stopping import stop_request
+from pytrain.training_state import optimizer_pieces, weight_pieces
+
+if TYPE_CHECKING:
+    from pytrain.config import RunConfig
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How training ended."""
+
+    step: int
+    stopped: str | None
+    """The signal that ended it early, after a checkpoint."""
+    last: StepMetrics | None
+    """Of the last step; None if there was none to do."""
+
+
+class Trainer:
+    """A run: data, model, optimizer, and where they are in it.
+
+    Args:
+        config: the whole run.
+        resume: "none" starts anew and refuses a folder that has checkpoints; "auto" goes on from the newest
+            whole one if there is one; anything else is the path of a checkpoint.
+        progress: who is told; by default a line on standard error.
+
+    Raises:
+        UserError: data, tokenizer, checkpoint or folder do not fit, before anything is trained.
+    """
+
+    def __init__(self, config: "RunConfig", resume: str = "none", progress: Progress | None = None) -> None:
+        self.config = config
+        self.folder = Path(config.run.folder)
+        self.group = Group()
+        self.grid = Grid(config.parallel.dp, config.parallel.pp, config.parallel.tp)
+        checkpoint.check_writable(self.folder)
+        resumed = _find_checkpoint(self.folder, resume)
+        self.tokenizer = load_tokenizer(config.tokenizer.path)
+        if self.tokenizer.vocabulary_size > config.model.vocabulary:
+            raise UserError(
+                f"model.vocabulary ({config.model.vocabulary}) is smaller than the {self.tokenizer.vocabulary_size} "
+                f"tokens of {config.tokenizer.path}; raise it"
+            )
+        self.loader, self.heldout = _open_data(config, self.tokenizer.sha256)
+        self.device = native().CpuDevice()
+        self.stage = Stage(
+            self.device,
+            config.model,
+            native_policy(config.precision),
+            batch=config.batch.micro_batch,
+            length=config.data.sequence_length,
+            recompute=config.recompute.of_stage(0),
+        )
+        self.optimizer = AdamW(self.stage, config.optimizer, self.group)
+        self.engine = Engine(self.stage, self.optimizer, self.group)
+        self.loss_scale = LossScale(config.precision.loss_scale, config.precision.dtype == "fp16")
+        self.step_number = self.samples = self.tokens = 0
+        self.record = run_record(config, self.grid, self.tokenizer, self.loader, self.heldout)
+        self.progress = progress or make_progress(config.run.steps, sys.stderr, config.run.log_every)
+        self.last_result: StepResult | None = None
+        self._generator: Generator | None = None
+        if resumed is None:
+            self.optimizer.initialise(config.run.seed)
+        else:
+            self._load(resumed)
+        write_record(self.folder, config, self.record)
+        self.metrics = MetricsWriter(self.folder / METRICS, self.step_number)
+        self._throughput = _throughput(config)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the progress display and close the metrics file."""
+        self.progress.close()
+        self.metrics.close()
+
+    def run(self) -> TrainResult:
+        """Train to the configured number of steps, or until a signal asks to stop; save at the end."""
+        last = None
+        saved_at = self.step_number if self.step_number else None
+        with stop_request() as stop:
+            while self.step_number < self.config.run.steps:
+                last = self.step()
+                self.metrics.write(last)
+                self.progress.step(last)
+                finished = self.step_number == self.config.run.steps
+                if finished or stop.name or _is_due(self.step_number, self.config.checkpoint.every):
+                    self.save()
+                    saved_at = self.step_number
+                if stop.name:
+                    self.progress.note(
+                        f"stopped by {stop.name} after step {self.step_number}; go on with --resume auto"
+                    )
+                    break
+            if saved_at is None:
+                self.save()
+            return TrainResult(self.step_number, stop.name, last)
+
+    def step(self) -> StepMetrics:
+        """One optimizer step, with the evaluation and samples that are due after it."""
+        config = self.config
+        started = time.perf_counter()
+        rate = learning_rate.of_run(config, self.step_number + 1)
+        batches = self._batches()
+        scale = self.loss_scale.value
+        result = self.engine.run(
+            one_stage(len(batches)), batches, learning_rate=rate, loss_scale=scale
+        )
+        assert result.update is not None
+        self.last_result = result
+        if not result.update.finite:
+            self.progress.note(f"step {self.step_number + 1}: {self._first_not_finite()}; the weights stay as they are")
+        self.loss_scale.after(result.update.finite)
+        consumed = sum(batch.tokens.size for batch in batches)
+        self.step_number += 1
+        self.samples += config.batch.global_batch
+        self.tokens += consumed
+        seconds = time.perf_counter() - started
+        rates = self._throughput.rates(consumed, seconds)
+        return StepMetrics(
+            step=self.step_number,
+            tokens=self.tokens,
+            samples=self.samples,
+            global_batch=config.batch.global_batch,
+            loss=result.loss,
+            lr=rate,
+            grad_norm=result.update.gradient_norm,
+            loss_scale=scale,
+            skipped=not result.update.finite,
+            step_s=seconds,
+            tok_s=rates["tok_s"] or 0.0,
+            tflops=rates["tflops"] or 0.0,
+            mfu=rates["mfu"],
+            hfu=rates["hfu"],
+            mem_gb=resident_gigabytes(),
+            heldout=self._due_evaluation(),
+            prompts=self._due_samples(),
+        )
+
+    def _batches(self) -> list[Batch]:
+        micro, dp = self.config.batch.micro_batch, self.grid.dp
+        first = self.samples + self.grid.dp_rank * micro
+        return [
+            self.loader.batch(first + index * micro * dp, micro) for index in range(self.config.micro_batches)
+        ]
+
+    def _first_not_finite(self) -> str:
+        """Which gradient, in the order of the table, is the first that is not finite."""
+        for spec in self.stage.layout.tensors:
+            gradient = self.stage.gradient(spec.name)
+            if gradient.dtype == np.float32 and not np.isfinite(gradient).all():
+                return f"the gradient of {spec.name} is not finite ({self.grid.label})"
+        return f"the gradient norm is not finite ({self.grid.label})"
+
+    # --- held-out text and samples -----------------------------------------------------------------
+
+    def _due_evaluation(self) -> dict[str, Evaluation]:
+        every = self.config.evaluation.every
+        if not every or not (_is_due(self.step_number, every) or self.step_number == self.config.run.steps):
+            return {}
+        return self.evaluate()
+
+    def evaluate(self) -> dict[str, Evaluation]:
+        """Every held-out corpus, by name, with the weights as they are."""
+        results = {}
+        for corpus in self.heldout:
+            found = evaluate(self.engine, corpus, self.config.batch.micro_batch, self.config.evaluation.batches)
+            bits = "n/a" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}"
+            self.progress.note(
+                f"step {self.step_number}: held-out {corpus.name}: loss {found.loss:.4f} nats/token, "
+                f"perplexity {found.perplexity:.2f}, bits per byte {bits}"
+            )
+            results[corpus.name] = found
+        return results
+
+    def _due_samples(self) -> tuple[Sample, ...]:
+        if not _is_due(self.step_number, self.config.sample.every):
+            return ()
+        settings = self.config.sample
+        return tuple(self.sample(prompt, settings.tokens, settings.temperature) for prompt in settings.prompts)
+
+    def sample(self, prompt: str, tokens: int = 64, temperature: float = 0.8) -> Sample:
+        """What the model writes after `prompt`, with the weights as they are."""
+        model = self.config.model
+        if self._generator is None:
+            self._generator = Generator(
+                self.device, model, self.stage.policy, self.stage.weights, min(model.context, 2048)
+            )
+        ids = self.tokenizer.encode(prompt)[-(self._generator.capacity - tokens) :] or [self.tokenizer.eod_id]
+        written = list(
+            self._generator.continue_tokens(
+                ids, tokens=tokens, temperature=temperature, seed=self.config.run.seed, stop=self.tokenizer.eod_id
+            )
+        )
+        sample = Sample(prompt, self.tokenizer.decode([token for token in written if token != self.tokenizer.eod_id]))
+        self.progress.note(f"step {self.step_number}: {prompt}{sample.text}")
+        return sample
+
+    # --- checkpoints ---------------------------------------------------------------------------------
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment, and delete those that need not be kept."""
+        from pytrain.config import resolved_toml
+
+        config = self.config
+        state: dict[str, Any] = {
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "updates": self.optimizer.updates,
+            "loss_scale": self.loss_scale.value,
+            "loss_scale_good_steps": self.loss_scale.good_steps,
+            "sequence_length": config.data.sequence_length,
+            "seed": config.run.seed,
+            "tokenizer_sha256": self.tokenizer.sha256,
+            "record": self.record,
+        }
+        folder = checkpoint.save(
+            self.folder,
+            self.step_number,
+            [*weight_pieces(self.stage), *optimizer_pieces(self.optimizer)],
+            state,
+            resolved_toml(config),
+            {f"tokenizer{self.tokenizer.path.suffix}": self.tokenizer.path},
+            self.group,
+        )
+        checkpoint.prune(self.folder, config.checkpoint.keep_last, config.checkpoint.keep_every)
+        self.progress.note(f"step {self.step_number}: saved {folder}")
+        return folder
+
+    def _load(self, found: checkpoint.Checkpoint) -> None:
+        """Weights, optimizer and position from a checkpoint; one without optimizer state starts a new one."""
+        state = found.state
+        found.check_tokenizer(self.tokenizer.sha256, self.config.tokenizer.path)
+        for key, value in (
+            ("seed", self.config.run.seed),
+            ("sequence_length", self.config.data.sequence_length),
+        ):
+            section = "run" if key == "seed" else "data"
+            if state.get("samples") and state.get(key, value) != value:
+                raise UserError(
+                    f"{section}.{key} is {value}, but {found.folder} was trained with {state[key]}: "
+                    "the order of samples would change; set it back, or start anew from its weights"
+                )
+        found.read_into(weight_pieces(self.stage))
+        names = found.tensors()
+        pieces = optimizer_pieces(self.optimizer)
+        if any(piece.tensor in names for piece in pieces):
+            found.read_into(pieces)
+        else:
+            self.optimizer.adopt_weights()
+        self.step_number = found.step
+        self.samples = int(state.get("samples", 0))
+        self.tokens = int(state.get("tokens", 0))
+        self.optimizer.updates = int(state.get("updates", 0))
+        self.loss_scale.value = float(state.get("loss_scale", self.loss_scale.value))
+        self.loss_scale.good_steps = int(state.get("loss_scale_good_steps", 0))
+        self.progress.note(f"resumed from {found.folder} after step {found.step}, {self.samples} samples consumed")
+        self._compare_machines(state.get("record", {}))
+
+    def _compare_machines(self, before: dict[str, Any]) -> None:
+        """Say so where the run goes on with other arithmetic than it began with."""
+        for key in ("isa", "blocking"):
+            then = before.get("native", {}).get(key)
+            now = self.record["native"].get(key)
+            if then is not None and then != now:
+                self.progress.note(f"note: {key} was {then} and is {now} now: results agree, but not bit for bit")
+
+
+def train(config: "RunConfig", resume: str = "none", progress: Progress | None = None) -> TrainResult:
+    """Train as configured; see `Trainer`."""
+    with Trainer(config, resume, progress) as trainer:
+        return trainer.run()
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _find_checkpoint(folder: Path, resume: str) -> checkpoint.Checkpoint | None:
+    newest = checkpoint.newest_checkpoint(folder)
+    if resume == "none":
+        if newest is not None:
+            raise UserError(
+                f"{folder} already holds {newest.name}; go on with --resume auto, or choose another run.folder"
+            )
+        return None
+    if resume == "auto":
+        return None if newest is None else checkpoint.Checkpoint.open(folder)
+    return checkpoint.Checkpoint.open(resume)
+
+
+def _open_data(config: "RunConfig", tokenizer_sha256: str) -> tuple[Loader, list[HeldOut]]:
+    data, vocabulary = config.data, config.model.vocabulary
+    loader = Loader(
+        [CorpusSpec(corpus.prefix, corpus.weight, corpus.name) for corpus in data.train],
+        data.sequence_length,
+        vocabulary,
+        config.run.seed,
+        data.document_boundaries,
+        tokenizer_sha256=tokenizer_sha256,
+    )
+    heldout = [
+        HeldOut(
+            corpus.prefix,
+            data.sequence_length,
+            vocabulary,
+            data.document_boundaries,
+            name=corpus.name,
+            tokenizer_sha256=tokenizer_sha256,
+        )
+        for corpus in data.heldout
+    ]
+    return loader, heldout
+
+
+def _throughput(config: "RunConfig") -> Throughput:
+    length = config.data.sequence_length
+    peak = config.run.peak_tflops
+    return Throughput(
+        model_flops(config.model, length),
+        hardware_flops(config.model, length, config.recompute.of_stage(0)),
+        None if peak is None else peak * 1e12,
+    )

@@ -1,0 +1,138 @@
+"""What an installation brings, and that it works from the checkout, from elsewhere, and without any MPI library.
+
+These tests look at the installed package through fresh interpreters; all others import `./pytrain` of the checkout.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+
+BLOCK_NATIVE = """
+import sys
+
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pytrain._native":
+            raise ImportError("libnothing.so.7: cannot open shared object file")
+
+sys.meta_path.insert(0, Broken())
+"""
+
+
+def python(
+    *arguments: str, folder: Path, search: Path | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a fresh interpreter in `folder`, with `search` as its only PYTHONPATH."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if search is not None:
+        environment["PYTHONPATH"] = str(search)
+    found = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    if check:
+        assert found.returncode == 0, found.stdout + found.stderr
+    return found
+
+
+def module_names(folder: Path) -> list[str]:
+    """Names of the modules directly in a folder."""
+    return sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
+
+
+def test_nothing_but_pytrain_is_installed() -> None:
+    files = metadata.distribution("pytrain").files
+    assert files
+    tops = {file.parts[0] for file in files if file.parts[0] not in ("..", "__pycache__")}
+    editable = {name for name in tops if name.startswith("_pytrain_editable")}
+    assert tops - editable == {"pytrain", f"pytrain-{VERSION}.dist-info"}
+
+
+def test_installed_package_has_what_the_checkout_has(tmp_path: Path) -> None:
+    benches = module_names(ROOT / "bench")
+    names = [f"pytrain.{name}" for name in module_names(ROOT / "pytrain")]
+    names += ["pytrain.bench", *(f"pytrain.bench.{name}" for name in benches)]
+    names += ["pytrain._native", "pytrain._order", "pytrain._batch"]
+    code = "import sys; from importlib.util import find_spec; print(*(n for n in sys.argv[1:] if not find_spec(n)))"
+    assert {"peak", "kernels", "step"} <= set(benches)
+    assert python("-c", code, *names, "bench", "tests", folder=tmp_path).stdout.split() == ["bench", "tests"]
+
+
+def test_typed_package_and_licence_are_installed(tmp_path: Path) -> None:
+    code = "import pytrain; from pathlib import Path; print(Path(pytrain.__file__).with_name('py.typed').is_file())"
+    assert python("-c", code, folder=tmp_path).stdout.strip() == "True"
+    information = metadata.metadata("pytrain")
+    assert information["License-Expression"] == "Apache-2.0"
+    assert information["License-File"] == "LICENSE"
+
+
+def test_checkout_runs_its_own_python_with_the_installed_native_module() -> None:
+    code = "import pytrain, pytrain._native; print(pytrain.__file__); print(pytrain._native.__file__)"
+    package, native = map(Path, python("-c", code, folder=ROOT).stdout.splitlines())
+    assert package.parent == ROOT / "pytrain"
+    assert native.parent != ROOT / "pytrain"
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["info"]])
+def test_commands_run_from_the_checkout_and_from_elsewhere(arguments: list[str], tmp_path: Path) -> None:
+    for folder in (ROOT, tmp_path):
+        shown = python("-m", "pytrain", *arguments, folder=folder).stdout
+        assert "pytrain" in shown
+    if arguments == ["--version"]:
+        assert shown.strip() == f"pytrain {VERSION}"
+    if arguments == ["info"]:
+        assert "not loaded" not in shown
+
+
+@pytest.mark.parametrize("module", module_names(ROOT / "bench"))
+def test_each_benchmark_explains_itself_from_the_checkout(module: str) -> None:
+    assert "usage" in python("-m", f"bench.{module}", "--help", folder=ROOT).stdout.lower()
+
+
+def test_benchmarks_run_from_elsewhere(tmp_path: Path) -> None:
+    assert "usage" in python("-m", "pytrain", "bench", "peak", "--help", folder=tmp_path).stdout.lower()
+
+
+def test_broken_native_module_says_why(tmp_path: Path) -> None:
+    code = f"{BLOCK_NATIVE}\nfrom pytrain.__main__ import main\nsys.exit(main(['train', 'run.toml']))"
+    python("-m", "pytrain", "init", "--preset", "gpt2-tiny", "--out", "run.toml", folder=tmp_path)
+    found = python("-c", code, folder=tmp_path, check=False)
+    assert found.returncode == 2
+    assert "libnothing.so.7: cannot open shared object file" in found.stderr
+    assert "pip install" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_no_module_needs_an_mpi_library(tmp_path: Path) -> None:
+    package = tmp_path / "mpi4py"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('cannot load MPI library')\n", encoding="utf-8")
+    code = (
+        "import pkgutil, pytrain, importlib\n"
+        "for module in pkgutil.walk_packages(pytrain.__path__, 'pytrain.'):\n"
+        "    if not module.name.endswith('__main__'):\n"
+        "        importlib.import_module(module.name)\n"
+    )
+    python("-c", code, folder=tmp_path, search=tmp_path)
+
+
+def test_versions_agree() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [VERSION]
+    assert metadata.version("pytrain") == VERSION
+    assert re.search(r"^## \[Unreleased\]$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_build_is_for_every_cpu_and_keeps_ieee_arithmetic() -> None:
+    settings = (ROOT / "CMakeLists.txt", ROOT / "pyproject.toml")
+    text = "\n".join(re.sub(r"#.*", "", path.read_text(encoding="utf-8")) for path in settings)
+    assert "-ffp-contract=off" in text
+    assert not re.search(r"-march=native|-mcpu=native|-ffast-math|-Ofast|-funsafe-math", text)
