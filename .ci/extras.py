@@ -1,9 +1,13 @@
-"""Print the requirements of extras of pyproject.toml, one a line: `python .ci/extras.py lint parity`."""
+"""Print requirements of pyproject.toml, one a line: those of the extras named, or of `build-system`.
+
+python .ci/extras.py lint parity
+"""
 
 import sys
 import tomllib
 from pathlib import Path
 
-extras = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+settings = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
+groups = settings["project"]["optional-dependencies"] | {"build-system": settings["build-system"]["requires"]}
 for name in sys.argv[1:]:
-    print(*extras[name], sep="\n")
+    print(*groups[name], sep="\n")

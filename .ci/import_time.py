@@ -1,4 +1,4 @@
-"""Print how long `import pytrain` takes in a fresh interpreter, beside an interpreter that imports nothing."""
+"""Print how long `import pytrain` takes in a fresh interpreter, beside one that imports nothing."""
 
 import statistics
 import subprocess
@@ -19,5 +19,9 @@ def seconds(statement: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    bare, numpy, full = (statistics.median(seconds(text)) for text in ("pass", "import numpy", "import pytrain"))
-    print(f"  import pytrain {full - bare:.3f} (of which numpy {numpy - bare:.3f}); bare interpreter {bare:.3f}")
+    bare, numpy, full = (
+        statistics.median(seconds(text)) for text in ("pass", "import numpy", "import pytrain")
+    )
+    print(
+        f"  import pytrain {full - bare:.3f} (of which numpy {numpy - bare:.3f}); bare interpreter {bare:.3f}"
+    )

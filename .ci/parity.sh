@@ -4,10 +4,10 @@
 
 activate
 install_extras test parity
-if [ ! -e "$work/results/tests.xml" ]; then
-    python -m pytest -q --junitxml="$work/skipped.xml" || true
-else
+if [ -e "$work/results/tests.xml" ]; then
     cp "$work/results/tests.xml" "$work/skipped.xml"
+else
+    python -m pytest -q --junitxml="$work/skipped.xml" || true
 fi
 mapfile -t files < <(python .ci/results.py skipped-files "$work/skipped.xml")
 [ ${#files[@]} -gt 0 ] || { echo "no test was skipped: nothing is left for this phase"; exit 1; }

@@ -1,8 +1,8 @@
 # The README's second command: the tests, in the environment that the first one made.
 . "$(dirname "$0")/common.sh" "$@"
 
-if [ -e "$work/environment" ]; then
-    activate
+if [ -e "$work/environment_demo" ]; then
+    . "$(cat "$work/environment_demo")/bin/activate"
 else
     python3 -m venv "$work/venv"
     . "$work/venv/bin/activate"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 VOCABULARY = 2048
 TOKENIZER_BYTES = 3 << 20  # of text that the tokenizer is trained on
-HELDOUT_SHARE = 16  # one top-level module in so many is held out
+HELDOUT_BYTES = 300_000  # of held-out text, in whole modules of at most half of it
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3", "turtledemo"}
 PROMPT = 'def read_lines(path):\n    """'
 
@@ -149,11 +149,16 @@ def unigram_entropy(prefix: Path) -> float:
 
 def split_modules(library: Path) -> tuple[list[str], list[str]]:
     """Training and held-out documents: whole top-level modules on either side, no paragraph on both."""
-    train: list[str] = []
-    held: list[str] = []
-    for name, texts in modules(library):
-        digest = hashlib.sha256(name.encode()).digest()
-        (held if digest[0] % HELDOUT_SHARE == 0 else train).extend(texts)
+    found = dict(modules(library))
+    held_names: set[str] = set()
+    held_bytes = 0
+    for name in sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        size = sum(map(len, found[name]))
+        if held_bytes < HELDOUT_BYTES and size <= HELDOUT_BYTES // 2:
+            held_names.add(name)
+            held_bytes += size
+    train = [text for name, texts in found.items() if name not in held_names for text in texts]
+    held = [text for name in found if name in held_names for text in found[name]]
     if not train or not held:
         raise UserError(f"{library} has no Python sources to learn from; train on your own text instead")
     known = {key for text in train for key in paragraph_keys(text)}

@@ -87,13 +87,10 @@ class AdamW:
             gradients = stage.gradients[spec.bucket]
             device.adamw(
                 stage.slice_of(weights, spec),
-                weights.dtype,
                 stage.slice_of(master, spec),
-                master.dtype,
                 stage.slice_of(self.first[spec.bucket], spec),
                 stage.slice_of(self.second[spec.bucket], spec),
                 stage.slice_of(gradients, spec),
-                gradients.dtype,
                 stage.scalars,
                 beta1=settings.beta1,
                 beta2=settings.beta2,
@@ -101,6 +98,7 @@ class AdamW:
                 step_size=step_size,
                 correction2=correction2,
                 decay=decay,
+                half=stage.half,
             )
         norm, _, finite, _ = stage.scalars[2:6]
         if finite:

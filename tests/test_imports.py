@@ -1,4 +1,4 @@
-"""The arrows of the design: imports and includes go only downward, and `import pytrain` brings in nothing heavy."""
+"""The arrows of the design: imports and includes go only downward, and `import pytrain` is light."""
 
 import ast
 import graphlib
@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# From the top to the bottom. A unit (a module of pytrain, or a whole package in it) imports only units of lower lines.
+# From the top to the bottom. A unit (a module of pytrain, or a whole package in it) imports only units of
+# lower lines.
 LAYERS = (
     ("__main__",),
     ("cli",),
@@ -106,7 +107,7 @@ def test_imports_go_downward(module: str) -> None:
         assert target != "pytrain", f"{module} imports the façade: import the module that defines the name"
         other = unit(target)
         assert other in LEVEL, f"{module} imports {target}, which does not exist or has no place in LAYERS"
-        assert own == other or LEVEL[other] > LEVEL[own], f"{module} must not import {target}: it is not below"
+        assert own == other or LEVEL[other] > LEVEL[own], f"{module} imports {target}, not below it"
 
 
 def test_no_import_goes_round() -> None:
@@ -119,7 +120,7 @@ def test_import_is_light() -> None:
     assert found.stdout.split() == []
 
 
-# --- the native side ------------------------------------------------------------------------------------------------
+# --- the native side -----------------------------------------------------------------------------------
 
 # Which folders (or files) of native/ each may include.
 INCLUDES = {
@@ -131,8 +132,8 @@ INCLUDES = {
     "bindings": {"bindings", "build_information.h", "core", "cpu", "device.h", "hip", "model"},
 }
 ISAS = ("scalar", "avx2", "avx512", "avx512_bf16", "neon", "sve")
-# An inline template of the standard library would leave an object file built for one instruction set as a weak symbol,
-# which the linker may keep for every CPU: only headers without templates.
+# An inline template of the standard library would leave an object file built for one instruction set as a weak
+# symbol, which the linker may keep for every CPU: only headers without templates.
 ISA_SYSTEM_HEADERS = {
     "arm_bf16.h",
     "arm_neon.h",

@@ -47,16 +47,19 @@ public:
     // Elements of the last dimension side by side, the others strided at will.
     Tensor rows(const char* name, const pybind11::array& x, pybind11::ssize_t dimensions, bool write = false) const {
         check(x.ndim() == dimensions, name, ": the array must have ", dimensions, " dimensions, not ", x.ndim());
-        check(x.shape(dimensions - 1) <= 1 || x.strides(dimensions - 1) == x.itemsize(), name, ": the last dimension must be contiguous");
+        check(x.size() == 0 || x.shape(dimensions - 1) == 1 || x.strides(dimensions - 1) == x.itemsize(), name,
+              ": the last dimension must be contiguous");
         for (pybind11::ssize_t i = 0; i + 1 < dimensions; ++i)
-            check(x.strides(i) % x.itemsize() == 0 && x.strides(i) >= 0, name, ": strides must be whole elements and not negative");
+            check(x.strides(i) % x.itemsize() == 0 && x.strides(i) >= 0, name,
+                  ": strides must be whole elements and not negative");
         return typed(name, x, write);
     }
 
 private:
     Tensor typed(const char* name, const pybind11::array& x, bool write) const {
         const bool full = x.dtype().equal(pybind11::dtype::of<float>());
-        check(full || x.dtype().equal(pybind11::dtype::of<std::uint16_t>()), name, ": the dtype must be float32 or uint16, not ",
+        check(full || x.dtype().equal(pybind11::dtype::of<std::uint16_t>()), name,
+              ": the dtype must be float32 or uint16, not ",
               std::string(pybind11::str(static_cast<const pybind11::object&>(x.dtype()))));
         check(!write || x.writeable(), name, ": the array is read-only");
         return {const_cast<void*>(x.data()), full ? DType::fp32 : half_};
@@ -92,7 +95,8 @@ T* plain_optional(const char* name, const pybind11::object& x, const Sizes& shap
 // Every index must be in [0, end).
 inline void check_indices(const char* name, const std::int32_t* indices, std::int64_t n, std::int64_t end) {
     for (std::int64_t i = 0; i < n; ++i)
-        check(indices[i] >= 0 && indices[i] < end, name, ": element ", i, " is ", indices[i], ", outside [0, ", end, ")");
+        check(indices[i] >= 0 && indices[i] < end, name, ": element ", i, " is ", indices[i], ", outside [0, ", end,
+              ")");
 }
 
 }  // namespace pytrain

@@ -1,7 +1,8 @@
 // CpuDevice and its operations on NumPy arrays, for tests and for the parts of a step that Python drives.
 //
-// Arrays are float32 or uint16 (bf16 or fp16 bits, which `half` says); results are written into the arrays given. Shapes,
-// types and indices are checked before the GIL is released; the operations themselves are those of native/device.h.
+// Arrays are float32 or uint16 (bf16 or fp16 bits, which `half` says); results are written into the arrays given.
+// Shapes, types and indices are checked before the GIL is released; the operations themselves are those of
+// native/device.h.
 #include <optional>
 
 #include "bindings/arrays.h"
@@ -45,8 +46,10 @@ double peak_flops(CpuDevice& device, std::int64_t repeats) {
 // --- plain data -----------------------------------------------------------------------------------
 
 void copy(CpuDevice& device, const Array& destination, const Array& source) {
-    check(destination.nbytes() == source.nbytes(), "destination: holds ", destination.nbytes(), " bytes, but source ", source.nbytes());
-    check((destination.flags() & source.flags() & Array::c_style) && destination.writeable(), "copy: both arrays must be C-contiguous, and destination writeable");
+    check(destination.nbytes() == source.nbytes(), "destination: holds ", destination.nbytes(), " bytes, but source ",
+          source.nbytes());
+    check((destination.flags() & source.flags() & Array::c_style) && destination.writeable(),
+          "copy: both arrays must be C-contiguous, and destination writeable");
     void* const to = const_cast<void*>(destination.data());
     const void* const from = source.data();
     const auto bytes = static_cast<std::size_t>(source.nbytes());
@@ -79,8 +82,8 @@ void fill(CpuDevice& device, const Array& destination, float value, const std::s
     device.fill(to, n, value, nullptr);
 }
 
-void fill_normal(CpuDevice& device, const Array& destination, std::uint64_t seed, std::uint64_t key, std::int64_t first, float deviation,
-                 const std::string& half) {
+void fill_normal(CpuDevice& device, const Array& destination, std::uint64_t seed, std::uint64_t key, std::int64_t first,
+                 float deviation, const std::string& half) {
     const Tensor to = Arguments(half).flat("destination", destination, true);
     const std::int64_t n = destination.size();
     check(first >= 0, "first: must not be negative, not ", first);
@@ -90,8 +93,9 @@ void fill_normal(CpuDevice& device, const Array& destination, std::uint64_t seed
 
 // --- products -------------------------------------------------------------------------------------
 
-void matmul(CpuDevice& device, const Array& c, const Array& a, const Array& b, bool transpose_a, bool transpose_b, bool accumulate,
-            const Object& bias, const Object& residual, const Object& activated, const std::string& half) {
+void matmul(CpuDevice& device, const Array& c, const Array& a, const Array& b, bool transpose_a, bool transpose_b,
+            bool accumulate, const Object& bias, const Object& residual, const Object& activated,
+            const std::string& half) {
     const Arguments arguments(half);
     Matmul product{};
     product.a = arguments.rows("a", a, 2);
@@ -100,8 +104,8 @@ void matmul(CpuDevice& device, const Array& c, const Array& a, const Array& b, b
     product.m = a.shape(transpose_a ? 1 : 0);
     product.k = a.shape(transpose_a ? 0 : 1);
     product.n = b.shape(transpose_b ? 0 : 1);
-    check(b.shape(transpose_b ? 1 : 0) == product.k, "b: ", transpose_b ? "transposed " : "", text_of(shape_of(b)), " does not fit a ",
-          transpose_a ? "transposed " : "", text_of(shape_of(a)));
+    check(b.shape(transpose_b ? 1 : 0) == product.k, "b: ", transpose_b ? "transposed " : "", text_of(shape_of(b)),
+          " does not fit a ", transpose_a ? "transposed " : "", text_of(shape_of(a)));
     check_shape("c", c, {product.m, product.n});
     product.lda = stride_of(a, 0);
     product.ldb = stride_of(b, 0);
@@ -138,8 +142,10 @@ void bias_backward(CpuDevice& device, const Array& dbias, const Array& dy, const
 
 // --- embedding ------------------------------------------------------------------------------------
 
-// Positions are indices of the position table; tokens outside [begin, end) contribute nothing, so that any value is good.
-Embed embed_of(const Array& rows, const Array& tokens, const Array& positions, const Object& table, const Object& position_table, std::int64_t begin) {
+// Positions are indices of the position table; tokens outside [begin, end) contribute nothing, so that any value is
+// good.
+Embed embed_of(const Array& rows, const Array& tokens, const Array& positions, const Object& table,
+               const Object& position_table, std::int64_t begin) {
     check(rows.ndim() == 2, "out or dout: must be (rows, hidden), not ", text_of(shape_of(rows)));
     Embed embed{rows.shape(0), rows.shape(1), begin, begin, nullptr, nullptr};
     embed.tokens = plain<std::int32_t>("tokens", tokens, {rows.shape(0)});
@@ -154,31 +160,36 @@ Sizes table_shape(const Object& table, std::int64_t hidden) {
     return table.is_none() ? Sizes{} : Sizes{py::cast<Array>(table).shape(0), hidden};
 }
 
-void embed_forward(CpuDevice& device, const Array& out, const Array& table, const Object& position_table, const Array& tokens,
-                   const Array& positions, std::int64_t vocabulary_begin, const std::string& half) {
+void embed_forward(CpuDevice& device, const Array& out, const Array& table, const Object& position_table,
+                   const Array& tokens, const Array& positions, std::int64_t vocabulary_begin,
+                   const std::string& half) {
     const Arguments arguments(half);
     const Embed embed = embed_of(out, tokens, positions, table, position_table, vocabulary_begin);
     const Tensor y = arguments.flat("out", out, true);
     const Tensor tokens_table = arguments.optional("table", table, table_shape(table, embed.hidden));
-    const Tensor positions_table = arguments.optional("position_table", position_table, table_shape(position_table, embed.hidden));
+    const Tensor positions_table =
+        arguments.optional("position_table", position_table, table_shape(position_table, embed.hidden));
     const Release release;
     device.embed_forward(embed, y, tokens_table, positions_table, nullptr);
 }
 
-void embed_backward(CpuDevice& device, const Object& dtable, const Object& dposition_table, const Array& dout, const Array& tokens,
-                    const Array& positions, std::int64_t vocabulary_begin, const std::string& half) {
+void embed_backward(CpuDevice& device, const Object& dtable, const Object& dposition_table, const Array& dout,
+                    const Array& tokens, const Array& positions, std::int64_t vocabulary_begin,
+                    const std::string& half) {
     const Arguments arguments(half);
     const Embed embed = embed_of(dout, tokens, positions, dtable, dposition_table, vocabulary_begin);
     const Tensor dy = arguments.flat("dout", dout);
     const Tensor dtokens = arguments.optional("dtable", dtable, table_shape(dtable, embed.hidden), true);
-    const Tensor dpositions = arguments.optional("dposition_table", dposition_table, table_shape(dposition_table, embed.hidden), true);
+    const Tensor dpositions =
+        arguments.optional("dposition_table", dposition_table, table_shape(dposition_table, embed.hidden), true);
     const Release release;
     device.embed_backward(embed, dtokens, dpositions, dy, nullptr);
 }
 
 // --- rows -----------------------------------------------------------------------------------------
 
-void residual_add(CpuDevice& device, const Array& x, const Array& partial, const Object& bias, const std::string& half) {
+void residual_add(CpuDevice& device, const Array& x, const Array& partial, const Object& bias,
+                  const std::string& half) {
     const Arguments arguments(half);
     check(x.ndim() == 2, "x: must be (rows, width), not ", text_of(shape_of(x)));
     const Tensor residual = arguments.flat("x", x, true);
@@ -190,8 +201,8 @@ void residual_add(CpuDevice& device, const Array& x, const Array& partial, const
 }
 
 // A LayerNorm where there is a mean, else an RMSNorm.
-Norm norm_of(const Arguments& arguments, const Array& x, const Array& weight, const Object& bias, const Object& mean, const Array& rstd, float eps,
-             bool write) {
+Norm norm_of(const Arguments& arguments, const Array& x, const Array& weight, const Object& bias, const Object& mean,
+             const Array& rstd, float eps, bool write) {
     check(x.ndim() == 2, "x: must be (rows, width), not ", text_of(shape_of(x)));
     const py::ssize_t rows = x.shape(0), width = x.shape(1);
     Norm norm{mean.is_none() ? NormKind::rmsnorm : NormKind::layernorm, rows, width, eps, {}, {}, {}, nullptr, nullptr};
@@ -203,8 +214,8 @@ Norm norm_of(const Arguments& arguments, const Array& x, const Array& weight, co
     return norm;
 }
 
-void norm_forward(CpuDevice& device, const Array& y, const Object& mean, const Array& rstd, const Array& x, const Array& weight, const Object& bias,
-                  float eps, const std::string& half) {
+void norm_forward(CpuDevice& device, const Array& y, const Object& mean, const Array& rstd, const Array& x,
+                  const Array& weight, const Object& bias, float eps, const std::string& half) {
     const Arguments arguments(half);
     const Norm norm = norm_of(arguments, x, weight, bias, mean, rstd, eps, true);
     const Tensor out = arguments.flat("y", y, shape_of(x), true);
@@ -212,8 +223,9 @@ void norm_forward(CpuDevice& device, const Array& y, const Object& mean, const A
     device.norm_forward(norm, out, nullptr);
 }
 
-void norm_backward(CpuDevice& device, const Array& dx, const Array& dweight, const Object& dbias, const Array& dy, const Object& mean, const Array& rstd,
-                   const Array& x, const Array& weight, const std::string& half) {
+void norm_backward(CpuDevice& device, const Array& dx, const Array& dweight, const Object& dbias, const Array& dy,
+                   const Object& mean, const Array& rstd, const Array& x, const Array& weight,
+                   const std::string& half) {
     const Arguments arguments(half);
     const Norm norm = norm_of(arguments, x, weight, py::none(), mean, rstd, 0.0f, false);
     const Tensor dinput = arguments.flat("dx", dx, shape_of(x), true);
@@ -234,7 +246,8 @@ void gelu_forward(CpuDevice& device, const Array& y, const Array& x, const std::
 
 void gelu_backward(CpuDevice& device, const Array& dx, const Array& dy, const Array& x, const std::string& half) {
     const Arguments arguments(half);
-    const Tensor in = arguments.flat("x", x), dout = arguments.flat("dy", dy, shape_of(x)), din = arguments.flat("dx", dx, shape_of(x), true);
+    const Tensor in = arguments.flat("x", x), dout = arguments.flat("dy", dy, shape_of(x)),
+                 din = arguments.flat("dx", dx, shape_of(x), true);
     const std::int64_t n = x.size();
     const Release release;
     device.gelu_backward(din, dout, in, n, nullptr);
@@ -249,7 +262,8 @@ void swiglu_forward(CpuDevice& device, const Array& y, const Array& gate_up, con
     device.swiglu_forward(out, in, rows, width, nullptr);
 }
 
-void swiglu_backward(CpuDevice& device, const Array& dgate_up, const Array& dy, const Array& gate_up, const std::string& half) {
+void swiglu_backward(CpuDevice& device, const Array& dgate_up, const Array& dy, const Array& gate_up,
+                     const std::string& half) {
     const Arguments arguments(half);
     check(dy.ndim() == 2, "dy: must be (rows, width), not ", text_of(shape_of(dy)));
     const std::int64_t rows = dy.shape(0), width = dy.shape(1);
@@ -259,12 +273,13 @@ void swiglu_backward(CpuDevice& device, const Array& dgate_up, const Array& dy, 
     device.swiglu_backward(din, dout, in, rows, width, nullptr);
 }
 
-void rope(CpuDevice& device, const Array& x, std::int64_t heads, std::int64_t head_size, const Array& positions, const Array& table, bool inverse,
-          const std::string& half) {
+void rope(CpuDevice& device, const Array& x, std::int64_t heads, std::int64_t head_size, const Array& positions,
+          const Array& table, bool inverse, const std::string& half) {
     const Tensor rotated = Arguments(half).rows("x", x, 2, true);
     const std::int64_t rows = x.shape(0), stride = stride_of(x, 0);
     check(head_size % 2 == 0 && head_size > 0, "head_size: must be even and positive, not ", head_size);
-    check(heads * head_size <= x.shape(1), "x: rows of ", x.shape(1), " elements do not hold ", heads, " heads of ", head_size);
+    check(heads * head_size <= x.shape(1), "x: rows of ", x.shape(1), " elements do not hold ", heads, " heads of ",
+          head_size);
     check(table.ndim() == 3, "table: must be (context, head_size/2, 2), not ", text_of(shape_of(table)));
     const std::int32_t* const indices = plain<std::int32_t>("positions", positions, {rows});
     const float* const angles = plain<float>("table", table, {table.shape(0), head_size / 2, 2});
@@ -280,12 +295,15 @@ void bind_device_model(py::class_<CpuDevice, Device>& device);  // attention, he
 void bind_device(py::module_& module) {
     const py::arg_v half = py::arg("half") = "bf16";
     py::class_<CpuDevice, Device> device(module, "CpuDevice",
-        "The CPU as a device. Operations take C-contiguous float32 arrays, or uint16 ones that hold `half` (bf16 or fp16), and\n"
-        "write their results into the arrays given; matrices may have strided rows where said. Wrong shapes, types or indices\n"
-        "raise Error, which names the argument.");
+                                         "The CPU as a device. Operations take C-contiguous float32 arrays, or uint16 "
+                                         "ones that hold `half` (bf16 or fp16), and\n"
+                                         "write their results into the arrays given; matrices may have strided rows "
+                                         "where said. Wrong shapes, types or indices\n"
+                                         "raise Error, which names the argument.");
     device
         .def(py::init(&make_device), py::arg("isa") = py::none(), py::arg("threads") = py::none(),
-             "isa: instruction set (default: PYTRAIN_ISA, or the best of this CPU); threads: OMP_NUM_THREADS or the cores of\n"
+             "isa: instruction set (default: PYTRAIN_ISA, or the best of this CPU); threads: OMP_NUM_THREADS or the "
+             "cores of\n"
              "the affinity mask, unless given.")
         .def_property_readonly("isa", [](const CpuDevice& self) { return self.kernels().name; })
         .def_property_readonly("threads", &CpuDevice::threads)
@@ -294,31 +312,43 @@ void bind_device(py::module_& module) {
         .def("peak_flops", &peak_flops, py::arg("repeats"),
              "Runs `repeats` rounds of independent fused multiply-adds on every thread; returns the FLOPs done.")
         .def("copy", &copy, py::arg("destination"), py::arg("source"), "Copies bytes, with all threads.")
-        .def("convert", &convert, py::arg("destination"), py::arg("source"), half, "destination = source, rounded to its type.")
+        .def("convert", &convert, py::arg("destination"), py::arg("source"), half,
+             "destination = source, rounded to its type.")
         .def("add", &add, py::arg("destination"), py::arg("source"), half, "destination += source, in fp32.")
         .def("fill", &fill, py::arg("destination"), py::arg("value"), half)
-        .def("fill_normal", &fill_normal, py::arg("destination"), py::arg("seed"), py::arg("key"), py::arg("first"), py::arg("deviation"), half,
+        .def("fill_normal", &fill_normal, py::arg("destination"), py::arg("seed"), py::arg("key"), py::arg("first"),
+             py::arg("deviation"), half,
              "Philox normal numbers: elements [first, first + n) of the tensor that (seed, key) names.")
         .def("matmul", &matmul, py::arg("c"), py::arg("a"), py::arg("b"), py::kw_only(), py::arg("transpose_a") = false,
-             py::arg("transpose_b") = false, py::arg("accumulate") = false, py::arg("bias") = py::none(), py::arg("residual") = py::none(),
-             py::arg("activated") = py::none(), half,
-             "c (m,n) = op(a) op(b) [+ c] [+ bias (n)] [+ residual (m,n)]; activated (m,n) = gelu(c). Rows may be strided.")
-        .def("bias_backward", &bias_backward, py::arg("dbias"), py::arg("dy"), half, "dbias (n) += column sums of dy (m,n), rows strided.")
-        .def("embed_forward", &embed_forward, py::arg("out"), py::arg("table"), py::arg("position_table"), py::arg("tokens"), py::arg("positions"),
-             py::arg("vocabulary_begin") = 0, half, "out (rows,H) = table[token] [+ position_table[position]]; table (slice of V, H).")
-        .def("embed_backward", &embed_backward, py::arg("dtable"), py::arg("dposition_table"), py::arg("dout"), py::arg("tokens"),
-             py::arg("positions"), py::arg("vocabulary_begin") = 0, half, "Adds dout's rows to those of the tables; either may be None.")
-        .def("residual_add", &residual_add, py::arg("x"), py::arg("partial"), py::arg("bias"), half, "x (rows, width) += partial [+ bias].")
-        .def("norm_forward", &norm_forward, py::arg("y"), py::arg("mean"), py::arg("rstd"), py::arg("x"), py::arg("weight"), py::arg("bias"),
-             py::arg("eps"), half, "LayerNorm, or RMSNorm where mean is None; mean, rstd (rows) float32 are written.")
-        .def("norm_backward", &norm_backward, py::arg("dx"), py::arg("dweight"), py::arg("dbias"), py::arg("dy"), py::arg("mean"), py::arg("rstd"),
-             py::arg("x"), py::arg("weight"), half, "dx, dweight, dbias += their gradients.")
+             py::arg("transpose_b") = false, py::arg("accumulate") = false, py::arg("bias") = py::none(),
+             py::arg("residual") = py::none(), py::arg("activated") = py::none(), half,
+             "c (m,n) = op(a) op(b) [+ c] [+ bias (n)] [+ residual (m,n)]; activated (m,n) = gelu(c). Rows may be "
+             "strided.")
+        .def("bias_backward", &bias_backward, py::arg("dbias"), py::arg("dy"), half,
+             "dbias (n) += column sums of dy (m,n), rows strided.")
+        .def("embed_forward", &embed_forward, py::arg("out"), py::arg("table"), py::arg("position_table"),
+             py::arg("tokens"), py::arg("positions"), py::arg("vocabulary_begin") = 0, half,
+             "out (rows,H) = table[token] [+ position_table[position]]; table (slice of V, H).")
+        .def("embed_backward", &embed_backward, py::arg("dtable"), py::arg("dposition_table"), py::arg("dout"),
+             py::arg("tokens"), py::arg("positions"), py::arg("vocabulary_begin") = 0, half,
+             "Adds dout's rows to those of the tables; either may be None.")
+        .def("residual_add", &residual_add, py::arg("x"), py::arg("partial"), py::arg("bias"), half,
+             "x (rows, width) += partial [+ bias].")
+        .def("norm_forward", &norm_forward, py::arg("y"), py::arg("mean"), py::arg("rstd"), py::arg("x"),
+             py::arg("weight"), py::arg("bias"), py::arg("eps"), half,
+             "LayerNorm, or RMSNorm where mean is None; mean, rstd (rows) float32 are written.")
+        .def("norm_backward", &norm_backward, py::arg("dx"), py::arg("dweight"), py::arg("dbias"), py::arg("dy"),
+             py::arg("mean"), py::arg("rstd"), py::arg("x"), py::arg("weight"), half,
+             "dx, dweight, dbias += their gradients.")
         .def("gelu_forward", &gelu_forward, py::arg("y"), py::arg("x"), half)
         .def("gelu_backward", &gelu_backward, py::arg("dx"), py::arg("dy"), py::arg("x"), half)
-        .def("swiglu_forward", &swiglu_forward, py::arg("y"), py::arg("gate_up"), half, "y (rows, F) of gate_up (rows, 2 F).")
+        .def("swiglu_forward", &swiglu_forward, py::arg("y"), py::arg("gate_up"), half,
+             "y (rows, F) of gate_up (rows, 2 F).")
         .def("swiglu_backward", &swiglu_backward, py::arg("dgate_up"), py::arg("dy"), py::arg("gate_up"), half)
-        .def("rope", &rope, py::arg("x"), py::arg("heads"), py::arg("head_size"), py::arg("positions"), py::arg("table"), py::arg("inverse") = false,
-             half, "Rotates the first heads*head_size elements of x's rows in place; table (context, head_size/2, 2) of cos, sin.");
+        .def("rope", &rope, py::arg("x"), py::arg("heads"), py::arg("head_size"), py::arg("positions"),
+             py::arg("table"), py::arg("inverse") = false, half,
+             "Rotates the first heads*head_size elements of x's rows in place; table (context, head_size/2, 2) of cos, "
+             "sin.");
     bind_device_model(device);
 }
 

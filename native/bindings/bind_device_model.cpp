@@ -17,13 +17,14 @@ using Release = py::gil_scoped_release;
 // --- attention ------------------------------------------------------------------------------------
 
 // q (batch, query_rows, heads*head_size); k, v (batch, key_rows, kv_heads*head_size), with the same strides.
-Attention attention_of(const Arguments& arguments, const Array& q, const Array& k, const Array& v, std::int64_t heads, std::int64_t kv_heads,
-                       std::int64_t query_offset, const Object& document_starts) {
+Attention attention_of(const Arguments& arguments, const Array& q, const Array& k, const Array& v, std::int64_t heads,
+                       std::int64_t kv_heads, std::int64_t query_offset, const Object& document_starts) {
     Attention attention{};
     attention.q = arguments.rows("q", q, 3);
     attention.k = arguments.rows("k", k, 3);
     attention.v = arguments.rows("v", v, 3);
-    check(heads > 0 && q.shape(2) % heads == 0, "q: the last dimension of ", text_of(shape_of(q)), " is not a multiple of ", heads, " heads");
+    check(heads > 0 && q.shape(2) % heads == 0, "q: the last dimension of ", text_of(shape_of(q)),
+          " is not a multiple of ", heads, " heads");
     check(kv_heads > 0 && heads % kv_heads == 0, "kv_heads: ", kv_heads, " does not divide ", heads, " heads");
     attention.batch = q.shape(0);
     attention.heads = heads;
@@ -38,20 +39,26 @@ Attention attention_of(const Arguments& arguments, const Array& q, const Array& 
     attention.q_batch_stride = stride_of(q, 0);
     attention.kv_stride = stride_of(k, 1);
     attention.kv_batch_stride = stride_of(k, 0);
-    check(stride_of(v, 0) == attention.kv_batch_stride && stride_of(v, 1) == attention.kv_stride, "v: must have the strides of k");
+    check(stride_of(v, 0) == attention.kv_batch_stride && stride_of(v, 1) == attention.kv_stride,
+          "v: must have the strides of k");
     const std::int64_t rows = attention.batch * attention.query_rows;
     attention.document_starts = plain_optional<std::int32_t>("document_starts", document_starts, {rows});
     for (std::int64_t i = 0; attention.document_starts && i < rows; ++i)
-        check(attention.document_starts[i] >= 0 && attention.document_starts[i] <= query_offset + i % attention.query_rows,
-              "document_starts: element ", i, " is ", attention.document_starts[i], ", but its query is key ", query_offset + i % attention.query_rows);
+        check(attention.document_starts[i] >= 0 &&
+                  attention.document_starts[i] <= query_offset + i % attention.query_rows,
+              "document_starts: element ", i, " is ", attention.document_starts[i], ", but its query is key ",
+              query_offset + i % attention.query_rows);
     return attention;
 }
 
 Sizes statistics_shape(const Attention& attention) { return {attention.batch, attention.heads, attention.query_rows}; }
-Sizes out_shape(const Attention& attention) { return {attention.batch, attention.query_rows, attention.heads * attention.head_size}; }
+Sizes out_shape(const Attention& attention) {
+    return {attention.batch, attention.query_rows, attention.heads * attention.head_size};
+}
 
-void attention_forward(CpuDevice& device, const Array& out, const Object& lse, const Array& q, const Array& k, const Array& v, std::int64_t heads,
-                       std::int64_t kv_heads, std::int64_t query_offset, const Object& document_starts, const std::string& half) {
+void attention_forward(CpuDevice& device, const Array& out, const Object& lse, const Array& q, const Array& k,
+                       const Array& v, std::int64_t heads, std::int64_t kv_heads, std::int64_t query_offset,
+                       const Object& document_starts, const std::string& half) {
     const Arguments arguments(half);
     Attention attention = attention_of(arguments, q, k, v, heads, kv_heads, query_offset, document_starts);
     attention.out = arguments.flat("out", out, out_shape(attention), true);
@@ -62,12 +69,14 @@ void attention_forward(CpuDevice& device, const Array& out, const Object& lse, c
 
 void check_strides(const char* name, const Array& gradient, const char* like_name, const Array& like) {
     check_shape(name, gradient, shape_of(like));
-    check(stride_of(gradient, 0) == stride_of(like, 0) && stride_of(gradient, 1) == stride_of(like, 1), name, ": must have the strides of ", like_name);
+    check(stride_of(gradient, 0) == stride_of(like, 0) && stride_of(gradient, 1) == stride_of(like, 1), name,
+          ": must have the strides of ", like_name);
 }
 
-void attention_backward(CpuDevice& device, const Array& dq, const Array& dk, const Array& dv, const Array& delta, const Array& dout, const Array& out,
-                        const Array& lse, const Array& q, const Array& k, const Array& v, std::int64_t heads, std::int64_t kv_heads,
-                        std::int64_t query_offset, const Object& document_starts, const std::string& half) {
+void attention_backward(CpuDevice& device, const Array& dq, const Array& dk, const Array& dv, const Array& delta,
+                        const Array& dout, const Array& out, const Array& lse, const Array& q, const Array& k,
+                        const Array& v, std::int64_t heads, std::int64_t kv_heads, std::int64_t query_offset,
+                        const Object& document_starts, const std::string& half) {
     const Arguments arguments(half);
     Attention attention = attention_of(arguments, q, k, v, heads, kv_heads, query_offset, document_starts);
     attention.out = arguments.flat("out", out, out_shape(attention));
@@ -75,7 +84,8 @@ void attention_backward(CpuDevice& device, const Array& dq, const Array& dk, con
     check_strides("dq", dq, "q", q);
     check_strides("dk", dk, "k", k);
     check_strides("dv", dv, "k", k);
-    const Tensor dqueries = arguments.rows("dq", dq, 3, true), dkeys = arguments.rows("dk", dk, 3, true), dvalues = arguments.rows("dv", dv, 3, true);
+    const Tensor dqueries = arguments.rows("dq", dq, 3, true), dkeys = arguments.rows("dk", dk, 3, true),
+                 dvalues = arguments.rows("dv", dv, 3, true);
     const Tensor gradient = arguments.flat("dout", dout, out_shape(attention));
     float* const scratch = plain<float>("delta", delta, statistics_shape(attention), true);
     const Release release;
@@ -90,8 +100,8 @@ StepScalars* scalars_of(const Array& scalars, bool write) {
     return reinterpret_cast<StepScalars*>(plain<double>("scalars", scalars, {kScalars}, write));
 }
 
-void head_statistics(CpuDevice& device, const Array& statistics, const Array& logits, const Array& targets, std::int64_t vocabulary_begin,
-                     const std::string& half) {
+void head_statistics(CpuDevice& device, const Array& statistics, const Array& logits, const Array& targets,
+                     std::int64_t vocabulary_begin, const std::string& half) {
     check(logits.ndim() == 2, "logits: must be (rows, width), not ", text_of(shape_of(logits)));
     const std::int64_t rows = logits.shape(0), width = logits.shape(1);
     const Tensor slice = Arguments(half).flat("logits", logits);
@@ -101,7 +111,8 @@ void head_statistics(CpuDevice& device, const Array& statistics, const Array& lo
     device.head_statistics(out, slice, wanted, rows, width, vocabulary_begin, nullptr);
 }
 
-void loss_forward(CpuDevice& device, const Array& scalars, const Array& lse, const Array& statistics, const Array& targets) {
+void loss_forward(CpuDevice& device, const Array& scalars, const Array& lse, const Array& statistics,
+                  const Array& targets) {
     check(statistics.ndim() == 3, "statistics: must be (slices, rows, 3), not ", text_of(shape_of(statistics)));
     const std::int64_t slices = statistics.shape(0), rows = statistics.shape(1);
     const float* const in = plain<float>("statistics", statistics, {slices, rows, kHeadStatistics});
@@ -112,8 +123,8 @@ void loss_forward(CpuDevice& device, const Array& scalars, const Array& lse, con
     device.loss_forward(sums, out, in, slices, wanted, rows, nullptr);
 }
 
-void loss_backward(CpuDevice& device, const Array& logits, const Array& lse, const Array& targets, const Array& scalars, std::int64_t vocabulary_begin,
-                   const std::string& half) {
+void loss_backward(CpuDevice& device, const Array& logits, const Array& lse, const Array& targets, const Array& scalars,
+                   std::int64_t vocabulary_begin, const std::string& half) {
     check(logits.ndim() == 2, "logits: must be (rows, width), not ", text_of(shape_of(logits)));
     const std::int64_t rows = logits.shape(0), width = logits.shape(1);
     const Tensor slice = Arguments(half).flat("logits", logits, true);
@@ -141,11 +152,13 @@ void finish_norm(CpuDevice& device, const Array& scalars, const Array& sum, doub
     device.finish_norm(out, total, limit, loss_scale, nullptr);
 }
 
-void adamw(CpuDevice& device, const Array& weights, const Array& master, const Array& m, const Array& v, const Array& gradient, const Array& scalars,
-           float beta1, float beta2, float eps, float step_size, float correction2, float decay, const std::string& half) {
+void adamw(CpuDevice& device, const Array& weights, const Array& master, const Array& m, const Array& v,
+           const Array& gradient, const Array& scalars, float beta1, float beta2, float eps, float step_size,
+           float correction2, float decay, const std::string& half) {
     const Arguments arguments(half);
     const Sizes shape = shape_of(weights);
-    const Tensor stored = arguments.flat("weights", weights, true), exact = arguments.flat("master", master, shape, true);
+    const Tensor stored = arguments.flat("weights", weights, true),
+                 exact = arguments.flat("master", master, shape, true);
     const Tensor first = arguments.flat("m", m, shape, true), second = arguments.flat("v", v, shape, true);
     const Tensor dweights = arguments.flat("gradient", gradient, shape);
     const StepScalars* const factors = scalars_of(scalars, false);
@@ -160,26 +173,35 @@ void adamw(CpuDevice& device, const Array& weights, const Array& master, const A
 void bind_device_model(py::class_<CpuDevice, Device>& device) {
     const py::arg_v half = py::arg("half") = "bf16";
     device
-        .def("attention_forward", &attention_forward, py::arg("out"), py::arg("lse"), py::arg("q"), py::arg("k"), py::arg("v"), py::kw_only(),
-             py::arg("heads"), py::arg("kv_heads"), py::arg("query_offset") = 0, py::arg("document_starts") = py::none(), half,
-             "Causal attention: q (B, queries, heads*D), k and v (B, keys, kv_heads*D), strided alike; out (B, queries, heads*D);\n"
+        .def("attention_forward", &attention_forward, py::arg("out"), py::arg("lse"), py::arg("q"), py::arg("k"),
+             py::arg("v"), py::kw_only(), py::arg("heads"), py::arg("kv_heads"), py::arg("query_offset") = 0,
+             py::arg("document_starts") = py::none(), half,
+             "Causal attention: q (B, queries, heads*D), k and v (B, keys, kv_heads*D), strided alike; out (B, "
+             "queries, heads*D);\n"
              "lse (B, heads, queries) float32 or None; query i sees keys document_starts[i] .. query_offset + i.")
-        .def("attention_backward", &attention_backward, py::arg("dq"), py::arg("dk"), py::arg("dv"), py::arg("delta"), py::arg("dout"), py::arg("out"),
-             py::arg("lse"), py::arg("q"), py::arg("k"), py::arg("v"), py::kw_only(), py::arg("heads"), py::arg("kv_heads"),
-             py::arg("query_offset") = 0, py::arg("document_starts") = py::none(), half,
+        .def("attention_backward", &attention_backward, py::arg("dq"), py::arg("dk"), py::arg("dv"), py::arg("delta"),
+             py::arg("dout"), py::arg("out"), py::arg("lse"), py::arg("q"), py::arg("k"), py::arg("v"), py::kw_only(),
+             py::arg("heads"), py::arg("kv_heads"), py::arg("query_offset") = 0,
+             py::arg("document_starts") = py::none(), half,
              "Overwrites dq, dk, dv (strided as q, k, k); delta (B, heads, queries) float32 is scratch.")
-        .def("head_statistics", &head_statistics, py::arg("statistics"), py::arg("logits"), py::arg("targets"), py::arg("vocabulary_begin") = 0, half,
+        .def("head_statistics", &head_statistics, py::arg("statistics"), py::arg("logits"), py::arg("targets"),
+             py::arg("vocabulary_begin") = 0, half,
              "statistics (rows, 3): maximum, sum of exp(logit - maximum), target logit of a slice of the vocabulary.")
-        .def("loss_forward", &loss_forward, py::arg("scalars"), py::arg("lse"), py::arg("statistics"), py::arg("targets"),
+        .def("loss_forward", &loss_forward, py::arg("scalars"), py::arg("lse"), py::arg("statistics"),
+             py::arg("targets"),
              "Merges statistics (slices, rows, 3): lse (rows); loss_sum and target_count of scalars (6) float64 grow.")
-        .def("loss_backward", &loss_backward, py::arg("logits"), py::arg("lse"), py::arg("targets"), py::arg("scalars"), py::arg("vocabulary_begin") = 0,
-             half, "logits (rows, width) become their gradient, times scalars' gradient_scale.")
+        .def("loss_backward", &loss_backward, py::arg("logits"), py::arg("lse"), py::arg("targets"), py::arg("scalars"),
+             py::arg("vocabulary_begin") = 0, half,
+             "logits (rows, width) become their gradient, times scalars' gradient_scale.")
         .def("sum_squares", &sum_squares, py::arg("sum"), py::arg("x"), half, "sum (1) float64 += sum of squares of x.")
         .def("finish_norm", &finish_norm, py::arg("scalars"), py::arg("sum"), py::arg("limit"), py::arg("loss_scale"),
-             "gradient_norm, clip_factor and finite of scalars (6) float64, from the sum of squares; limit 0: no clipping.")
-        .def("adamw", &adamw, py::arg("weights"), py::arg("master"), py::arg("m"), py::arg("v"), py::arg("gradient"), py::arg("scalars"),
-             py::kw_only(), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("step_size"), py::arg("correction2"), py::arg("decay"), half,
-             "One AdamW step, all arrays of one shape; weights may be master. Nothing changes where scalars say not finite.");
+             "gradient_norm, clip_factor and finite of scalars (6) float64, from the sum of squares; limit 0: no "
+             "clipping.")
+        .def("adamw", &adamw, py::arg("weights"), py::arg("master"), py::arg("m"), py::arg("v"), py::arg("gradient"),
+             py::arg("scalars"), py::kw_only(), py::arg("beta1"), py::arg("beta2"), py::arg("eps"),
+             py::arg("step_size"), py::arg("correction2"), py::arg("decay"), half,
+             "One AdamW step, all arrays of one shape; weights may be master. Nothing changes where scalars say not "
+             "finite.");
 }
 
 }  // namespace pytrain

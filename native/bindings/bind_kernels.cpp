@@ -28,16 +28,32 @@ struct Field {
     std::size_t pointers;
 };
 
-#define PYTRAIN_FIELD(name, count) Field{#name, offsetof(Kernels, name), count}
+#define PYTRAIN_FIELD(name, count) \
+    Field { #name, offsetof(Kernels, name), count }
 constexpr std::array kFields = {
-    PYTRAIN_FIELD(matmul_tile, 1),     PYTRAIN_FIELD(pack_along, kDTypes),     PYTRAIN_FIELD(pack_across, kDTypes),
-    PYTRAIN_FIELD(widen, kDTypes),     PYTRAIN_FIELD(narrow, kDTypes),         PYTRAIN_FIELD(add, 1),
-    PYTRAIN_FIELD(scale, 1),           PYTRAIN_FIELD(gelu_forward, 1),         PYTRAIN_FIELD(gelu_backward, 1),
-    PYTRAIN_FIELD(swiglu_forward, 1),  PYTRAIN_FIELD(swiglu_backward, 1),      PYTRAIN_FIELD(rope, 1),
-    PYTRAIN_FIELD(layernorm_forward, 1), PYTRAIN_FIELD(layernorm_backward, 1), PYTRAIN_FIELD(rmsnorm_forward, 1),
-    PYTRAIN_FIELD(rmsnorm_backward, 1), PYTRAIN_FIELD(maximum, 1),             PYTRAIN_FIELD(exp_sum, 1),
-    PYTRAIN_FIELD(softmax_backward, 1), PYTRAIN_FIELD(dot, 1),                 PYTRAIN_FIELD(sum_squares, 1),
-    PYTRAIN_FIELD(adamw, 1),           PYTRAIN_FIELD(peak_flops, 1),
+    PYTRAIN_FIELD(matmul_tile, 1),
+    PYTRAIN_FIELD(pack_along, kDTypes),
+    PYTRAIN_FIELD(pack_across, kDTypes),
+    PYTRAIN_FIELD(widen, kDTypes),
+    PYTRAIN_FIELD(narrow, kDTypes),
+    PYTRAIN_FIELD(add, 1),
+    PYTRAIN_FIELD(scale, 1),
+    PYTRAIN_FIELD(gelu_forward, 1),
+    PYTRAIN_FIELD(gelu_backward, 1),
+    PYTRAIN_FIELD(swiglu_forward, 1),
+    PYTRAIN_FIELD(swiglu_backward, 1),
+    PYTRAIN_FIELD(rope, 1),
+    PYTRAIN_FIELD(layernorm_forward, 1),
+    PYTRAIN_FIELD(layernorm_backward, 1),
+    PYTRAIN_FIELD(rmsnorm_forward, 1),
+    PYTRAIN_FIELD(rmsnorm_backward, 1),
+    PYTRAIN_FIELD(maximum, 1),
+    PYTRAIN_FIELD(exp_sum, 1),
+    PYTRAIN_FIELD(softmax_backward, 1),
+    PYTRAIN_FIELD(dot, 1),
+    PYTRAIN_FIELD(sum_squares, 1),
+    PYTRAIN_FIELD(adamw, 1),
+    PYTRAIN_FIELD(peak_flops, 1),
 };
 #undef PYTRAIN_FIELD
 
@@ -47,7 +63,8 @@ constexpr std::size_t listed_pointers() {
     return count;
 }
 // Beside the pointers: a name and five sizes. A field that is new in Kernels has to be listed above.
-static_assert(sizeof(Kernels) == sizeof(const char*) + 5 * sizeof(std::int64_t) + listed_pointers() * sizeof(void (*)()));
+static_assert(sizeof(Kernels) ==
+              sizeof(const char*) + 5 * sizeof(std::int64_t) + listed_pointers() * sizeof(void (*)()));
 
 // Names of the fields of a table in which a pointer is still the scalar one, or null.
 std::vector<std::string> is_scalar(const std::string& isa) {
@@ -163,7 +180,9 @@ py::tuple swiglu_backward(const std::string& isa, const Floats& dy, const Floats
     Floats dup = row_of(n);
     float* const gate_out = dgate.mutable_data();
     float* const up_out = dup.mutable_data();
-    run(isa, [&](const Kernels& kernels) { kernels.swiglu_backward(gate_out, up_out, dy.data(), gate.data(), up.data(), n); });
+    run(isa, [&](const Kernels& kernels) {
+        kernels.swiglu_backward(gate_out, up_out, dy.data(), gate.data(), up.data(), n);
+    });
     return py::make_tuple(dgate, dup);
 }
 
@@ -178,7 +197,8 @@ Floats rope(const std::string& isa, const Floats& x, const Floats& cos_sin, floa
 
 // --- norms --------------------------------------------------------------------------------------------
 
-py::tuple layernorm_forward(const std::string& isa, const Floats& x, const Floats& weight, const Floats& bias, float eps) {
+py::tuple layernorm_forward(const std::string& isa, const Floats& x, const Floats& weight, const Floats& bias,
+                            float eps) {
     const std::int64_t n = same_size(x, {{"weight", &weight}, {"bias", &bias}});
     Floats y = row_of(n);
     float* const out = y.mutable_data();
@@ -190,9 +210,10 @@ py::tuple layernorm_forward(const std::string& isa, const Floats& x, const Float
     return py::make_tuple(y, mean, rstd);
 }
 
-py::tuple layernorm_backward(const std::string& isa, const Floats& dx, const Floats& dweight, const Floats& dbias, const Floats& dy,
-                             const Floats& x, const Floats& weight, float mean, float rstd) {
-    const std::int64_t n = same_size(x, {{"dx", &dx}, {"dweight", &dweight}, {"dbias", &dbias}, {"dy", &dy}, {"weight", &weight}});
+py::tuple layernorm_backward(const std::string& isa, const Floats& dx, const Floats& dweight, const Floats& dbias,
+                             const Floats& dy, const Floats& x, const Floats& weight, float mean, float rstd) {
+    const std::int64_t n =
+        same_size(x, {{"dx", &dx}, {"dweight", &dweight}, {"dbias", &dbias}, {"dy", &dy}, {"weight", &weight}});
     Floats dx_sum = copy_of(dx);
     Floats dweight_sum = copy_of(dweight);
     Floats dbias_sum = copy_of(dbias);
@@ -214,14 +235,16 @@ py::tuple rmsnorm_forward(const std::string& isa, const Floats& x, const Floats&
     return py::make_tuple(y, rstd);
 }
 
-py::tuple rmsnorm_backward(const std::string& isa, const Floats& dx, const Floats& dweight, const Floats& dy, const Floats& x,
-                           const Floats& weight, float rstd) {
+py::tuple rmsnorm_backward(const std::string& isa, const Floats& dx, const Floats& dweight, const Floats& dy,
+                           const Floats& x, const Floats& weight, float rstd) {
     const std::int64_t n = same_size(x, {{"dx", &dx}, {"dweight", &dweight}, {"dy", &dy}, {"weight", &weight}});
     Floats dx_sum = copy_of(dx);
     Floats dweight_sum = copy_of(dweight);
     float* const x_out = dx_sum.mutable_data();
     float* const weight_out = dweight_sum.mutable_data();
-    run(isa, [&](const Kernels& kernels) { kernels.rmsnorm_backward(x_out, weight_out, dy.data(), x.data(), weight.data(), rstd, n); });
+    run(isa, [&](const Kernels& kernels) {
+        kernels.rmsnorm_backward(x_out, weight_out, dy.data(), x.data(), weight.data(), rstd, n);
+    });
     return py::make_tuple(dx_sum, dweight_sum);
 }
 
@@ -234,7 +257,8 @@ float maximum(const std::string& isa, const Floats& x) {
 py::tuple exp_sum(const std::string& isa, const Floats& x, float factor, float shift) {
     Floats y = row_of(x.size());
     float* const out = y.mutable_data();
-    const float sum = run(isa, [&](const Kernels& kernels) { return kernels.exp_sum(out, x.data(), factor, shift, x.size()); });
+    const float sum =
+        run(isa, [&](const Kernels& kernels) { return kernels.exp_sum(out, x.data(), factor, shift, x.size()); });
     return py::make_tuple(y, sum);
 }
 
@@ -342,14 +366,16 @@ void bind_rows(py::module_& kernels) {
     kernels.def("swiglu_forward", swiglu_forward, arg("isa"), arg("gate"), arg("up"));
     kernels.def("swiglu_backward", swiglu_backward, arg("isa"), arg("dy"), arg("gate"), arg("up"), "-> dgate, dup");
     kernels.def("rope", rope, arg("isa"), arg("x"), arg("cos_sin"), arg("sign"));
-    kernels.def("layernorm_forward", layernorm_forward, arg("isa"), arg("x"), arg("weight"), arg("bias"), arg("eps"), "-> y, mean, rstd");
-    kernels.def("layernorm_backward", layernorm_backward, arg("isa"), arg("dx"), arg("dweight"), arg("dbias"), arg("dy"), arg("x"),
-                arg("weight"), arg("mean"), arg("rstd"), "-> the three sums");
+    kernels.def("layernorm_forward", layernorm_forward, arg("isa"), arg("x"), arg("weight"), arg("bias"), arg("eps"),
+                "-> y, mean, rstd");
+    kernels.def("layernorm_backward", layernorm_backward, arg("isa"), arg("dx"), arg("dweight"), arg("dbias"),
+                arg("dy"), arg("x"), arg("weight"), arg("mean"), arg("rstd"), "-> the three sums");
     kernels.def("rmsnorm_forward", rmsnorm_forward, arg("isa"), arg("x"), arg("weight"), arg("eps"), "-> y, rstd");
-    kernels.def("rmsnorm_backward", rmsnorm_backward, arg("isa"), arg("dx"), arg("dweight"), arg("dy"), arg("x"), arg("weight"),
-                arg("rstd"), "-> the two sums");
+    kernels.def("rmsnorm_backward", rmsnorm_backward, arg("isa"), arg("dx"), arg("dweight"), arg("dy"), arg("x"),
+                arg("weight"), arg("rstd"), "-> the two sums");
     kernels.def("maximum", maximum, arg("isa"), arg("x"));
-    kernels.def("exp_sum", exp_sum, arg("isa"), arg("x"), arg("scale"), arg("shift"), "-> exp(scale*x - shift), its sum");
+    kernels.def("exp_sum", exp_sum, arg("isa"), arg("x"), arg("scale"), arg("shift"),
+                "-> exp(scale*x - shift), its sum");
     kernels.def("softmax_backward", softmax_backward, arg("isa"), arg("dp"), arg("p"), arg("delta"), arg("scale"));
     kernels.def("dot", dot, arg("isa"), arg("x"), arg("y"));
     kernels.def("sum_squares", sum_squares, arg("isa"), arg("x"));
@@ -361,17 +387,22 @@ void bind_rows(py::module_& kernels) {
 
 void bind_kernels(py::module_& module) {
     using py::arg;
-    py::module_ kernels = module.def_submodule("kernels", "Kernels of one instruction set at a time; see native/cpu/kernels.h.");
+    py::module_ kernels =
+        module.def_submodule("kernels", "Kernels of one instruction set at a time; see native/cpu/kernels.h.");
     kernels.def("tables", tables, "Names of the instruction sets that can run here, best first.");
-    kernels.def("chosen", [] { return std::string(cpu::chosen_kernels().name); }, "The one in use; raises Error for a wrong PYTRAIN_ISA.");
+    kernels.def(
+        "chosen", [] { return std::string(cpu::chosen_kernels().name); },
+        "The one in use; raises Error for a wrong PYTRAIN_ISA.");
     kernels.def("isas", isas, "What pytrain knows for this architecture: name, needs, built, supported; best first.");
     kernels.def("is_scalar", is_scalar, arg("isa"), "Fields of the table that are still the scalar one's, or null.");
     kernels.def("block_sizes", block_sizes, arg("isa"), "Tile and cache block sizes, in elements.");
-    kernels.def("features", features, "What the CPU and the affinity mask offer; cache sizes in bytes, 0 where unknown.");
+    kernels.def("features", features,
+                "What the CPU and the affinity mask offer; cache sizes in bytes, 0 where unknown.");
     kernels.def("default_threads", cpu::default_threads, "OMP_NUM_THREADS, or the cores of the affinity mask.");
     kernels.def("parallel_tasks", parallel_tasks, arg("threads"), arg("tasks"), arg("failing") = -1, Gil());
     kernels.def("philox", philox, arg("counter"), arg("key"), "Four 32-bit words of Philox4x32-10.");
-    kernels.def("philox_normals", philox_normals, arg("seed"), arg("key"), arg("block"), "Elements 4*block .. 4*block+3, float64.");
+    kernels.def("philox_normals", philox_normals, arg("seed"), arg("key"), arg("block"),
+                "Elements 4*block .. 4*block+3, float64.");
     bind_rows(kernels);
 }
 

@@ -36,14 +36,22 @@ void* map_pages(std::size_t bytes, std::size_t alignment) {
 
 const char* name_of(MemoryKind kind) {
     switch (kind) {
-        case MemoryKind::weights: return "weights";
-        case MemoryKind::gradients: return "gradients";
-        case MemoryKind::master: return "master";
-        case MemoryKind::optimizer: return "optimizer";
-        case MemoryKind::activations: return "activations";
-        case MemoryKind::workspace: return "workspace";
-        case MemoryKind::staging: return "staging";
-        case MemoryKind::count: break;
+        case MemoryKind::weights:
+            return "weights";
+        case MemoryKind::gradients:
+            return "gradients";
+        case MemoryKind::master:
+            return "master";
+        case MemoryKind::optimizer:
+            return "optimizer";
+        case MemoryKind::activations:
+            return "activations";
+        case MemoryKind::workspace:
+            return "workspace";
+        case MemoryKind::staging:
+            return "staging";
+        case MemoryKind::count:
+            break;
     }
     return "unknown";
 }
@@ -53,7 +61,8 @@ Memory::~Memory() {
 }
 
 void* Memory::allocate(std::size_t bytes, MemoryKind kind) {
-    check(bytes <= std::numeric_limits<std::size_t>::max() / 2, "cannot allocate ", bytes, " bytes for ", name_of(kind));
+    check(bytes <= std::numeric_limits<std::size_t>::max() / 2, "cannot allocate ", bytes, " bytes for ",
+          name_of(kind));
     const std::size_t alignment = bytes >= kHugePage ? kHugePage : kPage;
     const std::size_t mapped = std::max(round_up(bytes, kPage), kPage);
     void* const pointer = map_pages(mapped, alignment);

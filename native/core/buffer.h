@@ -18,15 +18,16 @@ public:
     Memory(const Memory&) = delete;
     Memory& operator=(const Memory&) = delete;
 
-    void* allocate(std::size_t bytes, MemoryKind kind);  // never null, not even for 0 bytes; throws Error when out of memory
-    void release(void* pointer);                         // null is allowed; a pointer that is not ours throws Error
+    void* allocate(std::size_t bytes,
+                   MemoryKind kind);  // never null, not even for 0 bytes; throws Error when out of memory
+    void release(void* pointer);      // null is allowed; a pointer that is not ours throws Error
     std::size_t bytes_in_use(MemoryKind kind) const;
     std::size_t bytes_peak(MemoryKind kind) const;
 
 private:
     struct Block {
-        std::size_t bytes;    // as asked for: what is counted
-        std::size_t mapped;   // rounded up to the alignment
+        std::size_t bytes;   // as asked for: what is counted
+        std::size_t mapped;  // rounded up to the alignment
         MemoryKind kind;
     };
     struct Count {

@@ -1,8 +1,9 @@
-// Counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) and
-// normal numbers from it (Box and Muller, 1958). A number depends on (seed, key, index) alone, never on who asks for it.
+// Counter-based random numbers: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
+// and normal numbers from it (Box and Muller, 1958). A number depends on (seed, key, index) alone, never on who asks
+// for it.
 //
-// The logarithm and the circle functions are written out in plain double arithmetic, whose every step IEEE 754 fixes: the
-// C library's differ in the last bit between machines, and initial weights would with them.
+// The logarithm and the circle functions are written out in plain double arithmetic, whose every step IEEE 754 fixes:
+// the C library's differ in the last bit between machines, and initial weights would with them.
 #pragma once
 #include <array>
 #include <cmath>
@@ -21,7 +22,8 @@ inline PhiloxBlock philox(PhiloxBlock counter, std::uint64_t key) {
         const std::uint64_t product0 = std::uint64_t{0xD2511F53u} * counter[0];
         const std::uint64_t product1 = std::uint64_t{0xCD9E8D57u} * counter[2];
         counter = {static_cast<std::uint32_t>(product1 >> 32) ^ counter[1] ^ key0, static_cast<std::uint32_t>(product1),
-                   static_cast<std::uint32_t>(product0 >> 32) ^ counter[3] ^ key1, static_cast<std::uint32_t>(product0)};
+                   static_cast<std::uint32_t>(product0 >> 32) ^ counter[3] ^ key1,
+                   static_cast<std::uint32_t>(product0)};
         key0 += 0x9E3779B9u;  // the golden ratio and sqrt(3) - 1, as in the paper
         key1 += 0xBB67AE85u;
     }
@@ -64,10 +66,14 @@ inline CirclePoint portable_circle(double turns) {
     }
     sine *= angle;
     switch (quarter % 4) {
-        case 0: return {cosine, sine};
-        case 1: return {-sine, cosine};
-        case 2: return {-cosine, -sine};
-        default: return {sine, -cosine};
+        case 0:
+            return {cosine, sine};
+        case 1:
+            return {-sine, cosine};
+        case 2:
+            return {-cosine, -sine};
+        default:
+            return {sine, -cosine};
     }
 }
 

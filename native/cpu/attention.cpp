@@ -1,9 +1,9 @@
-// Attention forward: one task per sequence, head and tile of queries, which walks over the tiles of keys that its queries
-// see and keeps, per query, the maximum so far, the sum of exponentials and the weighted sum of values.
+// Attention forward: one task per sequence, head and tile of queries, which walks over the tiles of keys that its
+// queries see and keeps, per query, the maximum so far, the sum of exponentials and the weighted sum of values.
 //
-// Tiles of keys begin at absolute multiples of their size, and a query's exponentials are summed over its visible keys of a
-// tile alone; keys it does not see enter the products as exact zeros. So a query's result has the same bits whether it is
-// computed with a whole sequence or alone, from a cache.
+// Tiles of keys begin at absolute multiples of their size, and a query's exponentials are summed over its visible keys
+// of a tile alone; keys it does not see enter the products as exact zeros. So a query's result has the same bits
+// whether it is computed with a whole sequence or alone, from a cache.
 #include "cpu/attention.h"
 
 #include <cmath>
@@ -79,7 +79,8 @@ struct ForwardTask {
         if (visible <= 0 || head.first_key(begin, end) >= key + keys) return;
         const float* q_panel = scratch.q_panels + row / tiles.panel_rows * tiles.query_panel();
         for (int64_t column = 0; column < visible; column += tiles.panel_columns)
-            kernels.matmul_tile(tiles.depth, q_panel, scratch.k_panels + column / tiles.panel_columns * tiles.key_panel(),
+            kernels.matmul_tile(tiles.depth, q_panel,
+                                scratch.k_panels + column / tiles.panel_columns * tiles.key_panel(),
                                 scratch.scores + column, tiles.keys, false);
         for (int64_t i = 0; i < rows; ++i) {
             float* scores = scratch.scores + i * tiles.keys;
@@ -89,7 +90,8 @@ struct ForwardTask {
             std::fill(scores, scores + first, 0.0f);
             std::fill(scores + last, scores + visible, 0.0f);
         }
-        kernels.pack_along[static_cast<int>(DType::fp32)](scratch.weights, scratch.scores, tiles.keys, visible, rows, tiles.panel_rows);
+        kernels.pack_along[static_cast<int>(DType::fp32)](scratch.weights, scratch.scores, tiles.keys, visible, rows,
+                                                          tiles.panel_rows);
         for (int64_t panel = 0; panel < tiles.depth_panels(); ++panel)
             kernels.matmul_tile(visible, scratch.weights, scratch.v_panels + panel * tiles.value_panel(),
                                 scratch.sums + row * tiles.padded + panel * tiles.panel_columns, tiles.padded, true);
@@ -104,7 +106,8 @@ struct ForwardTask {
             kernels.scale(sum, 1.0f / scratch.denominator[i], tiles.depth);
             kernels.narrow[static_cast<int>(out.dtype)](out.data, sum, tiles.depth);
             if (attention.lse)
-                attention.lse[head.statistic(query + i)] = scale * scratch.maximum[i] + std::log(scratch.denominator[i]);
+                attention.lse[head.statistic(query + i)] =
+                    scale * scratch.maximum[i] + std::log(scratch.denominator[i]);
         }
     }
 
@@ -124,7 +127,8 @@ struct ForwardTask {
                       tiles.panel_columns, tiles.depth, tiles.key_panel());
             pack_columns(kernels, scratch.v_panels, head.key_row(attention.v, key), attention.kv_stride, keys,
                          tiles.panel_columns, tiles.depth, tiles.value_panel());
-            for (int64_t row = 0; row < queries; row += tiles.panel_rows) step(row, std::min(tiles.panel_rows, queries - row));
+            for (int64_t row = 0; row < queries; row += tiles.panel_rows)
+                step(row, std::min(tiles.panel_rows, queries - row));
         }
         finish();
     }
@@ -140,9 +144,9 @@ void check_attention(const Attention& attention, const char* operation) {
     check(attention.kv_heads > 0 && attention.heads % attention.kv_heads == 0, operation, ": heads (", attention.heads,
           ") must be a multiple of kv_heads (", attention.kv_heads, ")");
     check(attention.head_size > 0, operation, ": head_size must be positive, not ", attention.head_size);
-    check(attention.query_offset >= 0 && attention.query_offset + attention.query_rows <= attention.key_rows, operation, ": ",
-          attention.query_rows, " query rows at offset ", attention.query_offset, " need as many keys, but there are ",
-          attention.key_rows, " key rows");
+    check(attention.query_offset >= 0 && attention.query_offset + attention.query_rows <= attention.key_rows, operation,
+          ": ", attention.query_rows, " query rows at offset ", attention.query_offset,
+          " need as many keys, but there are ", attention.key_rows, " key rows");
 }
 
 int64_t forward_floats(const Kernels& kernels, int64_t head_size) {

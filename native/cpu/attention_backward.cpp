@@ -1,10 +1,10 @@
-// Attention backward in two passes that each compute the weights again: one task per tile of queries sums dq over keys, then
-// one task per tile of keys sums dk and dv over queries. Every element has one writer and one order of addition.
+// Attention backward in two passes that each compute the weights again: one task per tile of queries sums dq over keys,
+// then one task per tile of keys sums dk and dv over queries. Every element has one writer and one order of addition.
 //
-// One pass (5 products in place of 7) would need either atomics on dq, or one task per sequence and kv head, which keeps dq
-// of a whole sequence in fp32 beside a 16-bit gradient and leaves cores idle where batch * kv_heads is small. Two passes
-// need scratch that depends on the head size alone and have as many tasks as there are tiles. At 256 positions the scores
-// are 3 % of GPT-2's FLOPs, so what the second look costs is about 1 % of a step.
+// One pass (5 products in place of 7) would need either atomics on dq, or one task per sequence and kv head, which
+// keeps dq of a whole sequence in fp32 beside a 16-bit gradient and leaves cores idle where batch * kv_heads is small.
+// Two passes need scratch that depends on the head size alone and have as many tasks as there are tiles. At 256
+// positions the scores are 3 % of GPT-2's FLOPs, so what the second look costs is about 1 % of a step.
 #include <cmath>
 
 #include "cpu/attention.h"
@@ -92,17 +92,18 @@ struct Pass {
                   tiles.panel_columns, tiles.depth, tiles.key_panel());
     }
 
-    // weights and dscores (rows, keys) of one panel of queries, from `begin` on, and the keys from `key` on; 0 where a query
-    // does not see a key. `panel`: which packed panel the queries are.
-    void score(const ScoreScratch& scratch, float* weights, float* dscores, const AttentionHead& head, int64_t panel, int64_t begin,
-               int64_t rows, int64_t key, int64_t keys) const {
+    // weights and dscores (rows, keys) of one panel of queries, from `begin` on, and the keys from `key` on; 0 where a
+    // query does not see a key. `panel`: which packed panel the queries are.
+    void score(const ScoreScratch& scratch, float* weights, float* dscores, const AttentionHead& head, int64_t panel,
+               int64_t begin, int64_t rows, int64_t key, int64_t keys) const {
         const float* q_panel = scratch.q_panels + panel * tiles.query_panel();
         const float* dout_panel = scratch.dout_panels + panel * tiles.query_panel();
         const int64_t visible = std::clamp<int64_t>(head.end_key(begin + rows - 1) - key, 0, keys);
         for (int64_t column = 0; column < visible; column += tiles.panel_columns) {
             const int64_t offset = column / tiles.panel_columns * tiles.key_panel();
             kernels.matmul_tile(tiles.depth, q_panel, scratch.k_panels + offset, weights + column, tiles.keys, false);
-            kernels.matmul_tile(tiles.depth, dout_panel, scratch.v_panels + offset, dscores + column, tiles.keys, false);
+            kernels.matmul_tile(tiles.depth, dout_panel, scratch.v_panels + offset, dscores + column, tiles.keys,
+                                false);
         }
         for (int64_t i = 0; i < rows; ++i) {
             float* p = weights + i * tiles.keys;
@@ -122,7 +123,8 @@ struct Pass {
     // sums (rows, padded head size) += left (packed, `k` steps) * right (panels over the head size)
     void add_product(float* sums, int64_t k, const float* left, const float* right, int64_t right_stride) const {
         for (int64_t panel = 0; panel < tiles.depth_panels(); ++panel)
-            kernels.matmul_tile(k, left, right + panel * right_stride, sums + panel * tiles.panel_columns, tiles.padded, true);
+            kernels.matmul_tile(k, left, right + panel * right_stride, sums + panel * tiles.panel_columns, tiles.padded,
+                                true);
     }
 
     void store(const Tensor& row, const float* sums) const {
@@ -146,7 +148,8 @@ struct Pass {
         pack_queries(scratch.score, head, query, queries);
         std::fill(scratch.dq, scratch.dq + tiles.queries * tiles.padded, 0.0f);
         const int64_t end = head.end_key(query + queries - 1);
-        for (int64_t key = head.first_key(query, query + queries) / tiles.keys * tiles.keys; key < end; key += tiles.keys) {
+        for (int64_t key = head.first_key(query, query + queries) / tiles.keys * tiles.keys; key < end;
+             key += tiles.keys) {
             const int64_t keys = std::min(tiles.keys, end - key);
             pack_keys(scratch.score, head, key, keys);
             pack_columns(kernels, scratch.k_columns, head.key_row(attention.k, key), attention.kv_stride, keys,
@@ -155,32 +158,38 @@ struct Pass {
                 const int64_t rows = std::min(tiles.panel_rows, queries - row), begin = query + row;
                 const int64_t visible = std::min(keys, head.end_key(begin + rows - 1) - key);
                 if (visible <= 0 || head.first_key(begin, begin + rows) >= key + keys) continue;
-                score(scratch.score, scratch.score.weights, scratch.score.dscores, head, row / tiles.panel_rows, begin, rows, key, visible);
-                kernels.pack_along[static_cast<int>(DType::fp32)](scratch.dscores, scratch.score.dscores, tiles.keys, visible,
-                                                                  rows, tiles.panel_rows);
-                add_product(scratch.dq + row * tiles.padded, visible, scratch.dscores, scratch.k_columns, tiles.value_panel());
+                score(scratch.score, scratch.score.weights, scratch.score.dscores, head, row / tiles.panel_rows, begin,
+                      rows, key, visible);
+                kernels.pack_along[static_cast<int>(DType::fp32)](scratch.dscores, scratch.score.dscores, tiles.keys,
+                                                                  visible, rows, tiles.panel_rows);
+                add_product(scratch.dq + row * tiles.padded, visible, scratch.dscores, scratch.k_columns,
+                            tiles.value_panel());
             }
         }
-        for (int64_t i = 0; i < queries; ++i) store(head.query_row(gradients.dq, query + i), scratch.dq + i * tiles.padded);
+        for (int64_t i = 0; i < queries; ++i)
+            store(head.query_row(gradients.dq, query + i), scratch.dq + i * tiles.padded);
     }
 
     // Adds what one tile of queries of one head contributes to dk and dv of a tile of keys.
-    void add_queries(const KeyScratch& scratch, const AttentionHead& head, int64_t query, int64_t queries, int64_t key, int64_t keys) const {
+    void add_queries(const KeyScratch& scratch, const AttentionHead& head, int64_t query, int64_t queries, int64_t key,
+                     int64_t keys) const {
         pack_queries(scratch.score, head, query, queries);
         pack_columns(kernels, scratch.q_columns, head.query_row(attention.q, query), attention.q_stride, queries,
                      tiles.panel_columns, tiles.depth, tiles.row_panel());
         pack_columns(kernels, scratch.dout_columns, head.out_row(gradients.dout, query), head.out_stride(), queries,
                      tiles.panel_columns, tiles.depth, tiles.row_panel());
         for (int64_t row = 0; row < queries; row += tiles.panel_rows)
-            score(scratch.score, scratch.score.weights + row * tiles.keys, scratch.score.dscores + row * tiles.keys, head,
-                  row / tiles.panel_rows, query + row, std::min(tiles.panel_rows, queries - row), key, keys);
+            score(scratch.score, scratch.score.weights + row * tiles.keys, scratch.score.dscores + row * tiles.keys,
+                  head, row / tiles.panel_rows, query + row, std::min(tiles.panel_rows, queries - row), key, keys);
         const auto transpose = kernels.pack_across[static_cast<int>(DType::fp32)];
         for (int64_t row = 0; row < keys; row += tiles.panel_rows) {
             const int64_t rows = std::min(tiles.panel_rows, keys - row);
             transpose(scratch.transposed, scratch.score.weights + row, tiles.keys, queries, rows, tiles.panel_rows);
-            add_product(scratch.dv + row * tiles.padded, queries, scratch.transposed, scratch.dout_columns, tiles.row_panel());
+            add_product(scratch.dv + row * tiles.padded, queries, scratch.transposed, scratch.dout_columns,
+                        tiles.row_panel());
             transpose(scratch.transposed, scratch.score.dscores + row, tiles.keys, queries, rows, tiles.panel_rows);
-            add_product(scratch.dk + row * tiles.padded, queries, scratch.transposed, scratch.q_columns, tiles.row_panel());
+            add_product(scratch.dk + row * tiles.padded, queries, scratch.transposed, scratch.q_columns,
+                        tiles.row_panel());
         }
     }
 
@@ -197,7 +206,8 @@ struct Pass {
             const AttentionHead head(attention, batch, kv_head * group + member);
             for (int64_t query = first_query; query < attention.query_rows; query += tiles.queries) {
                 const int64_t queries = std::min(tiles.queries, attention.query_rows - query);
-                if (head.first_key(query, query + queries) < key + keys) add_queries(scratch, head, query, queries, key, keys);
+                if (head.first_key(query, query + queries) < key + keys)
+                    add_queries(scratch, head, query, queries, key, keys);
             }
         }
         const AttentionHead head(attention, batch, kv_head * group);
@@ -217,12 +227,13 @@ WorkspaceNeed attention_workspace(const Kernels& kernels, int64_t head_size) {
     return {static_cast<std::size_t>(floats), 0};
 }
 
-void attention_backward(const Kernels& kernels, Workspace& workspace, const Attention& attention, Tensor dq, Tensor dk, Tensor dv,
-                        Tensor dout, float* delta) {
+void attention_backward(const Kernels& kernels, Workspace& workspace, const Attention& attention, Tensor dq, Tensor dk,
+                        Tensor dv, Tensor dout, float* delta) {
     check_attention(attention, "attention_backward");
     workspace.require(attention_workspace(kernels, attention.head_size), "attention_backward");
     const Gradients gradients{dq, dk, dv, dout, delta};
-    const Pass pass{kernels, AttentionTiles(kernels, attention.head_size), attention, gradients, score_scale(attention)};
+    const Pass pass{kernels, AttentionTiles(kernels, attention.head_size), attention, gradients,
+                    score_scale(attention)};
     const AttentionTiles& tiles = pass.tiles;
     // In both passes the tiles with most to do go first, so that no thread is left with a long one at the end.
     const int64_t pairs = attention.batch * attention.heads;
@@ -236,7 +247,8 @@ void attention_backward(const Kernels& kernels, Workspace& workspace, const Atte
     const int64_t key_tiles = (attention.key_rows + tiles.key_rows - 1) / tiles.key_rows;
     parallel_for(workspace.threads(), kv_pairs * key_tiles, [&](int64_t task, int thread) {
         const int64_t pair = task % kv_pairs, tile = task / kv_pairs;
-        pass.run_keys(pair / attention.kv_heads, pair % attention.kv_heads, tile * tiles.key_rows, workspace.thread(thread));
+        pass.run_keys(pair / attention.kv_heads, pair % attention.kv_heads, tile * tiles.key_rows,
+                      workspace.thread(thread));
     });
 }
 

@@ -13,9 +13,10 @@ inline std::int64_t ceil_to(std::int64_t a, std::int64_t multiple) { return (a +
 
 // Sizes of tiles, from the table and the head size alone.
 //
-// A tile of queries is about 100 rows, so that a packed key or value meets 100 multiply-adds; its query rows go through the
-// products one panel of tile_rows at a time, so that the causal edge wastes little. A tile of keys is 128: with a head size
-// of 64, keys and values packed are 32 KiB each, and everything a task holds is within a second-level cache of 512 KiB.
+// A tile of queries is about 100 rows, so that a packed key or value meets 100 multiply-adds; its query rows go through
+// the products one panel of tile_rows at a time, so that the causal edge wastes little. A tile of keys is 128: with a
+// head size of 64, keys and values packed are 32 KiB each, and everything a task holds is within a second-level cache
+// of 512 KiB.
 struct AttentionTiles {
     AttentionTiles(const Kernels& kernels, std::int64_t head_size)
         : panel_rows(kernels.tile_rows),
@@ -27,10 +28,12 @@ struct AttentionTiles {
           key_rows(keys / kernels.tile_rows * kernels.tile_rows) {}
 
     static std::int64_t panel(std::int64_t k, std::int64_t width) { return ceil_to(k * width, kPanelAlignment); }
-    std::int64_t query_panel() const { return panel(depth, panel_rows); }          // q or dout, left operand
-    std::int64_t key_panel() const { return panel(depth, panel_columns); }         // k or v, right operand of scores
-    std::int64_t value_panel() const { return panel(keys, panel_columns); }        // v or k, right operand of sums over keys
-    std::int64_t row_panel() const { return panel(queries, panel_columns); }       // q or dout, right operand of sums over queries
+    std::int64_t query_panel() const { return panel(depth, panel_rows); }    // q or dout, left operand
+    std::int64_t key_panel() const { return panel(depth, panel_columns); }   // k or v, right operand of scores
+    std::int64_t value_panel() const { return panel(keys, panel_columns); }  // v or k, right operand of sums over keys
+    std::int64_t row_panel() const {
+        return panel(queries, panel_columns);
+    }  // q or dout, right operand of sums over queries
     std::int64_t query_panels() const { return queries / panel_rows; }
     std::int64_t key_panels() const { return keys / panel_columns; }
     std::int64_t depth_panels() const { return padded / panel_columns; }
@@ -38,7 +41,7 @@ struct AttentionTiles {
     std::int64_t panel_rows, panel_columns;
     std::int64_t depth, padded;  // head size, and rounded up to whole tiles
     std::int64_t queries, keys;  // per tile
-    std::int64_t key_rows;       // keys per tile where keys are the rows of a product (dk, dv): whole panels, at most `keys`
+    std::int64_t key_rows;  // keys per tile where keys are the rows of a product (dk, dv): whole panels, at most `keys`
 };
 
 // Takes consecutive pieces from a thread's scratch; with a null base it only counts.
@@ -69,7 +72,9 @@ struct AttentionHead {
     Tensor key_row(const Tensor& x, std::int64_t i) const {
         return x.at(batch * attention.kv_batch_stride + i * attention.kv_stride + kv_head * attention.head_size);
     }
-    Tensor out_row(const Tensor& x, std::int64_t i) const { return x.at((batch * attention.query_rows + i) * out_stride() + head * attention.head_size); }
+    Tensor out_row(const Tensor& x, std::int64_t i) const {
+        return x.at((batch * attention.query_rows + i) * out_stride() + head * attention.head_size);
+    }
     std::int64_t out_stride() const { return attention.heads * attention.head_size; }
     // Of (batch, heads, query_rows) statistics.
     std::int64_t statistic(std::int64_t i) const { return (batch * attention.heads + head) * attention.query_rows + i; }
@@ -90,8 +95,8 @@ struct AttentionHead {
     std::int64_t batch, head, kv_head;
 };
 
-// Packs `rows` rows of head_size elements (ld apart) as panels of `width` rows each, `stride` floats apart: an operand whose
-// product runs over the head size.
+// Packs `rows` rows of head_size elements (ld apart) as panels of `width` rows each, `stride` floats apart: an operand
+// whose product runs over the head size.
 inline void pack_rows(const Kernels& kernels, float* panels, const Tensor& source, std::int64_t ld, std::int64_t rows,
                       std::int64_t width, std::int64_t depth, std::int64_t stride) {
     const auto kernel = kernels.pack_along[static_cast<int>(source.dtype)];
@@ -100,11 +105,12 @@ inline void pack_rows(const Kernels& kernels, float* panels, const Tensor& sourc
 }
 
 // Packs the same rows as panels of `width` columns of the head size: an operand whose product runs over the rows.
-inline void pack_columns(const Kernels& kernels, float* panels, const Tensor& source, std::int64_t ld, std::int64_t rows,
-                         std::int64_t width, std::int64_t depth, std::int64_t stride) {
+inline void pack_columns(const Kernels& kernels, float* panels, const Tensor& source, std::int64_t ld,
+                         std::int64_t rows, std::int64_t width, std::int64_t depth, std::int64_t stride) {
     const auto kernel = kernels.pack_across[static_cast<int>(source.dtype)];
     for (std::int64_t column = 0; column < depth; column += width)
-        kernel(panels + column / width * stride, source.at(column).data, ld, rows, std::min(width, depth - column), width);
+        kernel(panels + column / width * stride, source.at(column).data, ld, rows, std::min(width, depth - column),
+               width);
 }
 
 // Floats of a thread's scratch that the forward pass takes.

@@ -69,8 +69,8 @@ void CpuDevice::add(Tensor destination, Tensor source, std::int64_t n, Queue*) {
     });
 }
 
-void CpuDevice::fill_normal(Tensor destination, std::int64_t n, std::uint64_t seed, std::uint64_t key, std::int64_t first,
-                            float deviation, Queue*) {
+void CpuDevice::fill_normal(Tensor destination, std::int64_t n, std::uint64_t seed, std::uint64_t key,
+                            std::int64_t first, float deviation, Queue*) {
     for_pieces(workspace_, n, kPiece, [=](const Piece& piece) {
         float* const row = output_row(destination, piece.first, piece.scratch(0));
         std::array<double, 4> normals{};
@@ -97,8 +97,8 @@ void CpuDevice::attention_forward(const Attention& attention, Queue*) {
     cpu::attention_forward(kernels_, workspace_, attention);
 }
 
-void CpuDevice::attention_backward(const Attention& attention, Tensor dq, Tensor dk, Tensor dv, Tensor dout, float* delta,
-                                   Queue*) {
+void CpuDevice::attention_backward(const Attention& attention, Tensor dq, Tensor dk, Tensor dv, Tensor dout,
+                                   float* delta, Queue*) {
     cpu::attention_backward(kernels_, workspace_, attention, dq, dk, dv, dout, delta);
 }
 

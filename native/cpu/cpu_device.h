@@ -60,12 +60,14 @@ public:
     void gelu_forward(Tensor y, Tensor x, std::int64_t n, Queue*) override;
     void gelu_backward(Tensor dx, Tensor dy, Tensor x, std::int64_t n, Queue*) override;
     void swiglu_forward(Tensor y, Tensor gate_up, std::int64_t rows, std::int64_t width, Queue*) override;
-    void swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width, Queue*) override;
+    void swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width,
+                         Queue*) override;
     void rope(Tensor x, std::int64_t rows, std::int64_t stride, std::int64_t heads, std::int64_t head_size,
               const std::int32_t* positions, const float* table, bool inverse, Queue*) override;
 
     void attention_forward(const Attention&, Queue*) override;
-    void attention_backward(const Attention&, Tensor dq, Tensor dk, Tensor dv, Tensor dout, float* delta, Queue*) override;
+    void attention_backward(const Attention&, Tensor dq, Tensor dk, Tensor dv, Tensor dout, float* delta,
+                            Queue*) override;
 
     void head_statistics(float* statistics, Tensor logits, const std::int32_t* targets, std::int64_t rows,
                          std::int64_t width, std::int64_t vocabulary_begin, Queue*) override;
@@ -81,7 +83,7 @@ public:
 
 private:
     Kernels kernels_;
-    Memory memory_;        // before the workspace, which releases into it
+    Memory memory_;  // before the workspace, which releases into it
     Workspace workspace_;
 };
 

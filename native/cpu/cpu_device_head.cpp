@@ -3,7 +3,6 @@
 #include <cmath>
 #include <limits>
 
-#include "core/check.h"
 #include "cpu/cpu_device.h"
 #include "cpu/pieces.h"
 #include "cpu/rows.h"
@@ -56,7 +55,8 @@ void CpuDevice::head_statistics(float* statistics, Tensor logits, const std::int
             float maximum = -std::numeric_limits<float>::infinity();
             for (std::int64_t column = 0; column < width; column += kPiece) {
                 const std::int64_t n = std::min(kPiece, width - column);
-                maximum = std::max(maximum, kernels_.maximum(read_row(kernels_, logits, first + column, n, scratch), n));
+                maximum =
+                    std::max(maximum, kernels_.maximum(read_row(kernels_, logits, first + column, n, scratch), n));
             }
             double sum = 0.0;
             for (std::int64_t column = 0; column < width; column += kPiece) {

@@ -43,8 +43,8 @@ void CpuDevice::finish_norm(StepScalars* scalars, const double* sum, double limi
     scalars->clip_factor = clip / loss_scale;
 }
 
-void CpuDevice::adamw(const AdamW& options, Tensor weights, Tensor master, Tensor m, Tensor v, Tensor gradient, std::int64_t n,
-                      const StepScalars* scalars, Queue*) {
+void CpuDevice::adamw(const AdamW& options, Tensor weights, Tensor master, Tensor m, Tensor v, Tensor gradient,
+                      std::int64_t n, const StepScalars* scalars, Queue*) {
     if (scalars->finite == 0.0) return;
     const AdamWRow row = {options.beta1,
                           options.beta2,
@@ -65,7 +65,8 @@ void CpuDevice::adamw(const AdamW& options, Tensor weights, Tensor master, Tenso
         write_row(kernels_, master, first, piece.n, value);
         write_row(kernels_, m, first, piece.n, mean);
         write_row(kernels_, v, first, piece.n, square);
-        if (weights.data != master.data) kernels_.narrow[static_cast<int>(weights.dtype)](weights.at(first).data, value, piece.n);
+        if (weights.data != master.data)
+            kernels_.narrow[static_cast<int>(weights.dtype)](weights.at(first).data, value, piece.n);
     });
 }
 

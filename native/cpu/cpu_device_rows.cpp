@@ -1,6 +1,5 @@
 // Embedding, norms, activations and rotations of the CPU device. All are bound by memory.
 #include <algorithm>
-#include <cstring>
 
 #include "core/check.h"
 #include "cpu/cpu_device.h"
@@ -67,7 +66,8 @@ void CpuDevice::embed_forward(const Embed& embed, Tensor out, Tensor table, Tens
             }
             if (position_table) {
                 const std::int64_t position = embed.positions[row];
-                kernels_.add(y, read_row(kernels_, position_table, position * hidden, hidden, scratch + hidden), hidden);
+                kernels_.add(y, read_row(kernels_, position_table, position * hidden, hidden, scratch + hidden),
+                             hidden);
             }
             write_row(kernels_, out, row * hidden, hidden, y);
         }
@@ -154,15 +154,18 @@ void CpuDevice::norm_backward(const Norm& norm, Tensor dx, Tensor dweight, Tenso
             const float* const d = read_row(kernels_, dy, row * width, width, scratch + 2 * width);
             float* const sum = update_row(kernels_, dx, row * width, width, scratch + 3 * width);
             if (centered)
-                kernels_.layernorm_backward(sum, weight_sum, bias_sum, d, x, weight, norm.mean[row], norm.rstd[row], width);
+                kernels_.layernorm_backward(sum, weight_sum, bias_sum, d, x, weight, norm.mean[row], norm.rstd[row],
+                                            width);
             else
                 kernels_.rmsnorm_backward(sum, weight_sum, d, x, weight, norm.rstd[row], width);
             write_row(kernels_, dx, row * width, width, sum);
         }
     });
-    const auto add_chunks = [=](Tensor gradient, const float* sums, std::int64_t column, std::int64_t columns, float* scratch) {
+    const auto add_chunks = [=](Tensor gradient, const float* sums, std::int64_t column, std::int64_t columns,
+                                float* scratch) {
         float* const total = update_row(kernels_, gradient, column, columns, scratch);
-        for (std::int64_t chunk = 0; chunk < chunks; ++chunk) kernels_.add(total, sums + chunk * 2 * width + column, columns);
+        for (std::int64_t chunk = 0; chunk < chunks; ++chunk)
+            kernels_.add(total, sums + chunk * 2 * width + column, columns);
         write_row(kernels_, gradient, column, columns, total);
     };
     parallel_for(workspace_.threads(), ceil_div(width, kTaskColumns), [=](std::int64_t task, int thread) {
@@ -217,7 +220,8 @@ void CpuDevice::swiglu_forward(Tensor y, Tensor gate_up, std::int64_t rows, std:
     });
 }
 
-void CpuDevice::swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width, Queue*) {
+void CpuDevice::swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width,
+                                Queue*) {
     for_row_pieces(workspace_, rows, width, [=](std::int64_t row, const Piece& piece) {
         const std::int64_t gate_first = row * 2 * width + piece.first;
         const float* const gate = read_row(kernels_, gate_up, gate_first, piece.n, piece.scratch(0));

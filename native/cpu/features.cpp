@@ -48,7 +48,8 @@ void detect_instructions(Features& features) {
     const CpuId extended1 = cpuid(7, 1);
     const bool fma = has(basic.ecx, 12), avx = has(basic.ecx, 28), f16c = has(basic.ecx, 29);
     features.avx2 = saves_avx && avx && fma && f16c && has(extended.ebx, 5);
-    const bool f = has(extended.ebx, 16), dq = has(extended.ebx, 17), bw = has(extended.ebx, 30), vl = has(extended.ebx, 31);
+    const bool f = has(extended.ebx, 16), dq = has(extended.ebx, 17), bw = has(extended.ebx, 30),
+               vl = has(extended.ebx, 31);
     features.avx512 = features.avx2 && saves_avx512 && f && dq && bw && vl;
     features.avx512_bf16 = features.avx512 && has(extended1.eax, 5);
 }

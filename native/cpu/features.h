@@ -6,7 +6,7 @@ namespace pytrain::cpu {
 
 struct Features {
     // x86-64; false elsewhere
-    bool avx2 = false;  // with FMA and F16C
+    bool avx2 = false;    // with FMA and F16C
     bool avx512 = false;  // F, BW, VL and DQ
     bool avx512_bf16 = false;
     // aarch64; false elsewhere

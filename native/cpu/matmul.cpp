@@ -24,6 +24,8 @@ constexpr int64_t kSkinnyRows = 32;
 constexpr int64_t kEnoughTasks = 128;
 // Vectors (rows of op(a), columns of op(b)) that one packing task takes: some microseconds of work.
 constexpr int64_t kPackVectors = 64;
+// Rows of a source that are packed across at a time; 16 rows of a panel of any width are whole cache lines.
+constexpr int64_t kPackRows = 16;
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t multiple) { return ceil_divide(a, multiple) * multiple; }
@@ -51,7 +53,11 @@ struct Room {
 // One product on its way through the loops; `first_row` to `depth` say where it stands.
 struct Run {
     Run(const Kernels& table, Workspace& space, const Matmul& asked)
-        : kernels(table), workspace(space), product(asked), room(table), shared_sums(asked.c.dtype != DType::fp32),
+        : kernels(table),
+          workspace(space),
+          product(asked),
+          room(table),
+          shared_sums(asked.c.dtype != DType::fp32),
           skinny(asked.m <= kSkinnyRows) {}
 
     const Kernels& kernels;
@@ -70,44 +76,61 @@ struct Run {
     bool last_block() const { return first_depth + depth == product.k; }
 };
 
-// Packs `width` rows of op(a), or columns of op(b), from `first` on. Along: k is the contiguous dimension as stored.
-void pack(const Run& run, float* panel, const Tensor& source, int64_t ld, bool along, int64_t first, int64_t width,
-          int64_t panel_width) {
-    const auto type = static_cast<int>(source.dtype);
-    const int64_t offset = along ? first * ld + run.first_depth : run.first_depth * ld + first;
-    const auto kernel = along ? run.kernels.pack_along[type] : run.kernels.pack_across[type];
-    kernel(panel, source.at(offset).data, ld, run.depth, width, panel_width);
+// One operand as packing sees it: vectors (rows of op(a), columns of op(b)) of length k.
+struct Operand {
+    Tensor source;
+    int64_t ld;
+    bool along;              // k is the contiguous dimension as stored
+    int64_t first, vectors;  // of the region
+    int64_t tile;            // vectors of a panel
+    int64_t stride;          // floats from one panel to the next
+};
+
+Operand operand_a(const Run& run) {
+    const Matmul& product = run.product;
+    return {product.a,       product.lda, product.transpose_a == Transpose::no,
+            run.first_row,   run.rows,    run.kernels.tile_rows,
+            run.room.a_panel};
 }
 
-void pack_a(const Run& run, int64_t panel) {
-    const int64_t tile = run.kernels.tile_rows;
-    const int64_t row = panel * tile;
-    pack(run, run.a_panels() + panel * run.room.a_panel, run.product.a, run.product.lda,
-         run.product.transpose_a == Transpose::no, run.first_row + row, std::min(tile, run.rows - row), tile);
+Operand operand_b(const Run& run) {
+    const Matmul& product = run.product;
+    return {product.b,        product.ldb, product.transpose_b == Transpose::yes,
+            run.first_column, run.columns, run.kernels.tile_columns,
+            run.room.b_panel};
 }
 
-void pack_b(const Run& run, int64_t panel, float* destination) {
-    const int64_t tile = run.kernels.tile_columns;
-    const int64_t column = panel * tile;
-    pack(run, destination, run.product.b, run.product.ldb, run.product.transpose_b == Transpose::yes,
-         run.first_column + column, std::min(tile, run.columns - column), tile);
+// Packs panels [begin, end) of the region's block of k; panel `begin` goes to `panels`.
+void pack_panels(const Run& run, const Operand& operand, float* panels, int64_t begin, int64_t end) {
+    const auto type = static_cast<int>(operand.source.dtype);
+    const auto kernel = operand.along ? run.kernels.pack_along[type] : run.kernels.pack_across[type];
+    // Rows of the source a power of two apart fall into the same few sets of a cache: their lines, which reach into the
+    // next panels, would be gone again before those are packed. So a few rows are spread over all panels before the
+    // next few.
+    const int64_t step = operand.along ? std::max<int64_t>(run.depth, 1) : kPackRows;
+    for (int64_t p = 0; p < run.depth; p += step)
+        for (int64_t panel = begin; panel < end; ++panel) {
+            const int64_t vector = operand.first + panel * operand.tile, k = run.first_depth + p;
+            const int64_t offset = operand.along ? vector * operand.ld + k : k * operand.ld + vector;
+            kernel(panels + (panel - begin) * operand.stride + p * operand.tile, operand.source.at(offset).data,
+                   operand.ld, std::min(step, run.depth - p),
+                   std::min(operand.tile, operand.vectors - panel * operand.tile), operand.tile);
+        }
 }
 
 void pack_region(const Run& run) {
-    const int64_t a_panels = ceil_divide(run.rows, run.kernels.tile_rows);
-    const int64_t b_panels = run.skinny ? 0 : ceil_divide(run.columns, run.kernels.tile_columns);
-    const int64_t a_step = std::max<int64_t>(1, kPackVectors / run.kernels.tile_rows);
-    const int64_t b_step = std::max<int64_t>(1, kPackVectors / run.kernels.tile_columns);
+    const Operand a = operand_a(run), b = operand_b(run);
+    const int64_t a_panels = ceil_divide(a.vectors, a.tile), b_panels = run.skinny ? 0 : ceil_divide(b.vectors, b.tile);
+    const int64_t a_step = std::max<int64_t>(1, kPackVectors / a.tile),
+                  b_step = std::max<int64_t>(1, kPackVectors / b.tile);
     const int64_t a_tasks = ceil_divide(a_panels, a_step);
     parallel_for(run.workspace.threads(), a_tasks + ceil_divide(b_panels, b_step), [&](int64_t task, int) {
-        if (task < a_tasks) {
-            const int64_t end = std::min(a_panels, (task + 1) * a_step);
-            for (int64_t panel = task * a_step; panel < end; ++panel) pack_a(run, panel);
-        } else {
-            const int64_t end = std::min(b_panels, (task - a_tasks + 1) * b_step);
-            for (int64_t panel = (task - a_tasks) * b_step; panel < end; ++panel)
-                pack_b(run, panel, run.b_panels() + panel * run.room.b_panel);
-        }
+        const bool first = task < a_tasks;
+        const int64_t begin = first ? task * a_step : (task - a_tasks) * b_step;
+        if (first)
+            pack_panels(run, a, run.a_panels() + begin * a.stride, begin, std::min(a_panels, begin + a_step));
+        else
+            pack_panels(run, b, run.b_panels() + begin * b.stride, begin, std::min(b_panels, begin + b_step));
     });
 }
 
@@ -175,23 +198,22 @@ void finish_block(const Run& run, float* scratch, int64_t row_begin, int64_t row
         float* sum = run.shared_sums ? run.sums() + i * run.room.region_columns + column : static_cast<float*>(c.data);
         if (run.shared_sums && product.accumulate) add_row(kernels, sum, c, n, scratch);
         if (product.bias) kernels.add(sum, bias, n);
-        if (product.residual)
-            add_row(kernels, sum, product.residual.at(row * product.ldresidual + j), n, scratch);
+        if (product.residual) add_row(kernels, sum, product.residual.at(row * product.ldresidual + j), n, scratch);
         if (run.shared_sums) kernels.narrow[static_cast<int>(c.dtype)](c.data, sum, n);
-        if (activate)
-            activate_row(kernels, product.activated.at(row * product.ldactivated + j), c, n, scratch);
+        if (activate) activate_row(kernels, product.activated.at(row * product.ldactivated + j), c, n, scratch);
     }
 }
 
 // Rows [row_begin, row_end) and columns [column_begin, column_end) of the region, one block of k.
-void compute_block(const Run& run, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end, int thread) {
+void compute_block(const Run& run, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
+                   int thread) {
     const int64_t tile_rows = run.kernels.tile_rows, tile_columns = run.kernels.tile_columns;
     float* own_panel = run.workspace.thread(thread);
     float* tile = own_panel + run.room.b_panel;
     const auto a_panel = [&](int64_t row) { return run.a_panels() + row / tile_rows * run.room.a_panel; };
     if (run.skinny) {
         for (int64_t column = column_begin; column < column_end; column += tile_columns) {
-            pack_b(run, column / tile_columns, own_panel);
+            pack_panels(run, operand_b(run), own_panel, column / tile_columns, column / tile_columns + 1);
             for (int64_t row = row_begin; row < row_end; row += tile_rows)
                 compute_tile(run, tile, a_panel(row), own_panel, row, column);
         }
@@ -199,7 +221,8 @@ void compute_block(const Run& run, int64_t row_begin, int64_t row_end, int64_t c
         // A panel of a is read from the first-level cache by every tile of its row, those of b stream from the second.
         for (int64_t row = row_begin; row < row_end; row += tile_rows)
             for (int64_t column = column_begin; column < column_end; column += tile_columns)
-                compute_tile(run, tile, a_panel(row), run.b_panels() + column / tile_columns * run.room.b_panel, row, column);
+                compute_tile(run, tile, a_panel(row), run.b_panels() + column / tile_columns * run.room.b_panel, row,
+                             column);
     }
     if (run.last_block())
         finish_block(run, tile + run.room.tile_floats, row_begin, row_end, column_begin, column_end - column_begin);
@@ -217,7 +240,8 @@ void compute_region(const Run& run) {
     parallel_for(run.workspace.threads(), tasks(), [&](int64_t task, int thread) {
         // Neighbours in time share their columns, whose panels are the larger part of a task's reading.
         const int64_t row = task % down * task_rows, column = task / down * task_columns;
-        compute_block(run, row, std::min(row + task_rows, run.rows), column, std::min(column + task_columns, run.columns), thread);
+        compute_block(run, row, std::min(row + task_rows, run.rows), column,
+                      std::min(column + task_columns, run.columns), thread);
     });
 }
 
@@ -244,7 +268,8 @@ void matmul(const Kernels& kernels, Workspace& workspace, const Matmul& product)
     if (product.m == 0 || product.n == 0) return;
     Run run(kernels, workspace, product);
     // Regions of nearly equal size, rather than a thin last one.
-    const int64_t down = ceil_divide(product.m, run.room.region_rows), across = ceil_divide(product.n, run.room.region_columns);
+    const int64_t down = ceil_divide(product.m, run.room.region_rows),
+                  across = ceil_divide(product.n, run.room.region_columns);
     const int64_t region_rows = round_up(ceil_divide(product.m, down), kernels.tile_rows);
     const int64_t region_columns = round_up(ceil_divide(product.n, across), kernels.tile_columns);
     for (run.first_column = 0; run.first_column < product.n; run.first_column += region_columns) {

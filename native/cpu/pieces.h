@@ -14,7 +14,7 @@ constexpr std::int64_t kScratchRows = 6;
 
 struct Piece {
     std::int64_t first, n;
-    float* block;  // the thread's scratch
+    float* block;                                                                // the thread's scratch
     float* scratch(std::int64_t index) const { return block + index * kPiece; }  // (kPiece), index < kScratchRows
 };
 

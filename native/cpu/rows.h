@@ -1,5 +1,6 @@
-// Rows and elements of stored tensors as fp32: read in place where they are fp32, else widened into scratch and narrowed
-// back. And the one rule by which work is cut: by shape alone, so that results do not depend on the number of threads.
+// Rows and elements of stored tensors as fp32: read in place where they are fp32, else widened into scratch and
+// narrowed back. And the one rule by which work is cut: by shape alone, so that results do not depend on the number of
+// threads.
 #pragma once
 #include <algorithm>
 #include <cstdint>

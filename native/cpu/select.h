@@ -1,4 +1,5 @@
-// Which instruction set's kernels run: the best that was built and that this CPU has, or the one that PYTRAIN_ISA names.
+// Which instruction set's kernels run: the best that was built and that this CPU has, or the one that PYTRAIN_ISA
+// names.
 #pragma once
 #include <string>
 #include <vector>
@@ -10,9 +11,9 @@ namespace pytrain::cpu {
 
 struct Isa {
     const char* name;
-    const char* needs;      // what the CPU must have, in words
+    const char* needs;       // what the CPU must have, in words
     void (*fill)(Kernels*);  // null where this build has left the instruction set out
-    bool supported;         // by this CPU and its operating system
+    bool supported;          // by this CPU and its operating system
 
     bool built() const { return fill != nullptr; }
     bool available() const { return built() && supported; }

@@ -25,8 +25,8 @@ using TaskBody = void (*)(void* context, std::int64_t task, int thread);
 void parallel_for_erased(int threads, std::int64_t tasks, TaskBody body, void* context);
 
 // Calls body(task, thread) for every task in [0, tasks), on at most `threads` threads and in no particular order;
-// thread < threads says whose scratch to use. Results must depend on the task alone. The first exception is thrown to the
-// caller after all threads have stopped. Subnormals are flushed inside. A body must not call parallel_for again.
+// thread < threads says whose scratch to use. Results must depend on the task alone. The first exception is thrown to
+// the caller after all threads have stopped. Subnormals are flushed inside. A body must not call parallel_for again.
 template <class Body>
 void parallel_for(int threads, std::int64_t tasks, Body&& body) {
     using Function = std::remove_reference_t<Body>;

@@ -38,15 +38,13 @@ void Workspace::reserve(const WorkspaceNeed& need) {
     }
 }
 
-float* Workspace::thread(int index) const {
-    return thread_block_ + static_cast<std::size_t>(index) * thread_stride_;
-}
+float* Workspace::thread(int index) const { return thread_block_ + static_cast<std::size_t>(index) * thread_stride_; }
 
 void Workspace::require(const WorkspaceNeed& need, const char* operation) const {
     check(need.thread_floats <= size_.thread_floats && need.shared_floats <= size_.shared_floats, operation,
-                   " needs a workspace of ", need.thread_floats, " floats per thread and ", need.shared_floats,
-                   " shared, but only ", size_.thread_floats, " and ", size_.shared_floats,
-                   " were reserved: call reserve with the largest sizes first");
+          " needs a workspace of ", need.thread_floats, " floats per thread and ", need.shared_floats,
+          " shared, but only ", size_.thread_floats, " and ", size_.shared_floats,
+          " were reserved: call reserve with the largest sizes first");
 }
 
 }  // namespace pytrain::cpu

@@ -22,8 +22,8 @@ public:
     // Makes room for `need`; never shrinks. Pointers handed out before are no longer valid.
     void reserve(const WorkspaceNeed& need);
 
-    int threads() const { return threads_; }  // what to give to parallel_for
-    float* thread(int index) const;           // (thread_floats), 4096-byte aligned; index as parallel_for hands it out
+    int threads() const { return threads_; }   // what to give to parallel_for
+    float* thread(int index) const;            // (thread_floats), 4096-byte aligned; index as parallel_for hands it out
     float* shared() const { return shared_; }  // (shared_floats), 4096-byte aligned
     const WorkspaceNeed& size() const { return size_; }
     // Throws Error, naming the operation, where the reserved room is smaller than its need.

@@ -69,10 +69,10 @@ def fill_windows(const token_t[::1] stream, const int64_t[::1] starts, const int
     """Fill row rows[i] of the four outputs from the window of `stream` that begins at token windows[i].
 
     stream: ids [N]; starts: int64 [D], token offsets where documents begin, ascending (read only with
-    `boundaries`); windows, rows: int64 [n]; outputs: int32 [B, T]. A target is the token after; past the stream's
-    end tokens are 0 and targets -1. With `boundaries`, positions count from the first visible token of the row's
-    document and document_starts hold its index in the window; with `mask_boundary` too, the target of a
-    document's last token is -1. Without, positions are 0..T-1 and document_starts 0.
+    `boundaries`); windows, rows: int64 [n]; outputs: int32 [B, T]. A target is the token after; past the
+    stream's end tokens are 0 and targets -1. With `boundaries`, positions count from the first visible token
+    of the row's document and document_starts hold its index in the window; with `mask_boundary` too, the
+    target of a document's last token is -1. Without, positions are 0..T-1 and document_starts 0.
 
     Returns the stream offset of the first id outside [0, vocabulary), or -1. Raises ValueError on shapes.
     """

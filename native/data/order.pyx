@@ -42,7 +42,7 @@ MAXIMUM_SIZE = 1 << 62
 
 
 cdef void philox(uint64_t* counter, uint64_t key0, uint64_t key1, uint64_t* output) noexcept nogil:
-    """Philox4x64-10, four words to four (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011)."""
+    """Philox4x64-10, four words to four (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3")."""
     cdef uint64_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3]
     cdef uint64_t high0, high1, low0, low1
     cdef int turn
@@ -186,7 +186,7 @@ cdef uint64_t whole_count(uint64_t samples, const uint64_t* cumulative, int corp
     """How many of the first `samples` samples belong to `corpus`, at a block boundary.
 
     Samples are split between the first and second half of the corpora in proportion to their weights,
-    rounding down for the first, then again inside each half. Rounding the corpora one by one (largest remainder)
+    rounding down for the first, then again inside each half. Rounding corpora one by one (largest remainder)
     can make a count fall as `samples` grows; these counts never fall, add up to `samples`, and stay within
     log2(corpora) + 1 of weight * samples.
     """
@@ -240,7 +240,7 @@ def interleave(int64_t first, int64_t count, const uint64_t[::1] cumulative, uin
 
     cumulative: uint64 [corpora + 1], running sum of integer weights from 0. Returns (corpus int32 [count],
     draw int64 [count]): sample i is draw `draw[i]` (0, 1, 2, ... without gaps) of corpus `corpus[i]` since
-    the phase began. Each block of MIXTURE_BLOCK samples holds an exact quota of every corpus, in shuffled order.
+    the phase began. Each block of MIXTURE_BLOCK samples holds an exact quota of every corpus, shuffled.
     """
     cdef int corpora = <int>cumulative.shape[0] - 1
     check_interleave(first, count, cumulative)

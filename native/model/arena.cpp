@@ -9,6 +9,10 @@ namespace pytrain {
 namespace {
 constexpr std::int64_t kAlignment = 64;  // a cache line, and the widest vector
 
+std::int64_t aligned_bytes(std::int64_t elements, DType dtype) {
+    return (elements * static_cast<std::int64_t>(size_of(dtype)) + kAlignment - 1) / kAlignment * kAlignment;
+}
+
 // Sizes that this rank sees, in elements of one micro-batch.
 struct Sizes {
     std::int64_t rows, hidden, heads, query, qkv, ffn, vocabulary, scores;
@@ -32,8 +36,7 @@ const char* name_of(Lifetime lifetime) {
 }
 
 Place Arena::add(const std::string& name, Lifetime lifetime, std::int64_t elements, DType dtype, std::int64_t copies) {
-    const std::int64_t size = elements * static_cast<std::int64_t>(size_of(dtype));
-    const std::int64_t stride = (size + kAlignment - 1) / kAlignment * kAlignment;
+    const std::int64_t size = elements * static_cast<std::int64_t>(size_of(dtype)), stride = aligned_bytes(elements, dtype);
     entries.push_back({name, lifetime, size, copies, bytes});
     const Place place{bytes, copies > 1 ? stride : 0};
     bytes += stride * copies;
@@ -94,10 +97,28 @@ void Arena::plan_shared(const Shape& shape, const Policy& policy, const StageCon
     dnorm = shared("dnorm", size.hidden, policy.activations);
     const bool has_layers = config.first_op <= 4 * shape.layers && config.last_op > 1;
     if (!has_layers) return;
-    dout = shared("dout", size.query, policy.activations);
-    delta = shared("delta", size.scores, DType::fp32);
+    plan_operation(shape, policy, config);
+}
+
+// Gradients that live within one op: attention's and the mlp's share one piece.
+void Arena::plan_operation(const Shape& shape, const Policy& policy, const StageConfig& config) {
+    const Sizes size(shape, config);
+    const DType act = policy.activations;
+    std::int64_t used = 0, most = 0;
+    const auto carve = [&](std::int64_t elements, DType dtype) {
+        const Place place{bytes + used, 0};
+        used += aligned_bytes(elements, dtype);
+        most = std::max(most, used);
+        return place;
+    };
+    if (!config.defer_weight) dqkv_ = carve(size.qkv, act);
+    dout = carve(size.query, act);
+    delta = carve(size.scores, DType::fp32);
+    used = 0;
+    if (!config.defer_weight) dup_ = carve((shape.gated ? 2 : 1) * size.ffn, act);
     // GELU's gradient is taken in place, unless it has to outlive the op.
-    if (shape.gated || config.defer_weight) dactive = shared("dactive", size.ffn, policy.activations);
+    if (shape.gated || config.defer_weight) dactive = carve(size.ffn, act);
+    add("gradients within an op", Lifetime::operation, most / 4, DType::fp32, 1);
 }
 
 // One piece for all layers that do not keep their own.
@@ -130,7 +151,8 @@ void Arena::plan_layer(const Shape& shape, const Policy& policy, const StageConf
             // A layer's input is what full recompute starts from; so is a stage's.
             const bool input = !all.is_second_norm(op) || op == config.first_op;
             places.x = keep(config.training && (most_own || input), name + "x", kept, size.hidden, act);
-            places.y = keep(all_own, name + "y", Lifetime::forward_weight, size.hidden, act);
+            // Full recompute has both norms of a layer alive at once; selective rebuilds one at a time.
+            places.y = keep(all_own, mode == Recompute::selective ? "norm.y" : name + "y", Lifetime::forward_weight, size.hidden, act);
             places.mean = keep(most_own, name + "mean", kept, size.rows, DType::fp32);
             places.rstd = keep(most_own, name + "rstd", kept, size.rows, DType::fp32);
             continue;
@@ -139,11 +161,11 @@ void Arena::plan_layer(const Shape& shape, const Policy& policy, const StageConf
             places.qkv = keep(most_own, name + "qkv", kept, size.qkv, act);
             places.out = keep(all_own, name + "out", Lifetime::forward_weight, size.query, act);
             places.lse = keep(most_own, name + "lse", kept, size.scores, DType::fp32);
-            if (config.training) places.dqkv = keep(config.defer_weight, name + "dqkv", Lifetime::backward_weight, size.qkv, act);
+            if (config.training) places.dqkv = config.defer_weight ? keep(true, name + "dqkv", Lifetime::backward_weight, size.qkv, act) : dqkv_;
         } else {
             places.up = keep(most_own, name + "up", kept, up_elements, act);
             places.active = keep(all_own, name + "active", Lifetime::forward_weight, size.ffn, act);
-            if (config.training) places.dup = keep(config.defer_weight, name + "dup", Lifetime::backward_weight, up_elements, act);
+            if (config.training) places.dup = config.defer_weight ? keep(true, name + "dup", Lifetime::backward_weight, up_elements, act) : dup_;
         }
         if (config.training && config.defer_weight)
             places.dresidual = keep(true, name + "dresidual", Lifetime::backward_weight, size.hidden, act);

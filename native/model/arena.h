@@ -88,7 +88,9 @@ private:
     void plan_layer(const Shape&, const Policy&, const StageConfig&, std::int64_t layer);
     void plan_ends(const Shape&, const Policy&, const StageConfig&);
     void plan_shared(const Shape&, const Policy&, const StageConfig&);
+    void plan_operation(const Shape&, const Policy&, const StageConfig&);
     Place shared(const std::string& name, std::int64_t elements, DType);
+    Place dqkv_, dup_;  // of all ops, where weight gradients come at once
     std::map<std::string, Place> shared_;  // recomputed pieces, one set for all layers
 };
 

@@ -1,5 +1,6 @@
 """Checkpoints: the single-process model in safetensors files, written and read by any number of processes."""
 
+from pytrain.checkpoint.companions import tokenizer_files
 from pytrain.checkpoint.files import FileOperations, Group, OneProcess
 from pytrain.checkpoint.pieces import TensorEntry, TensorPiece
 from pytrain.checkpoint.reader import Checkpoint
@@ -29,4 +30,5 @@ __all__ = [
     "prune",
     "required_bytes",
     "save",
+    "tokenizer_files",
 ]

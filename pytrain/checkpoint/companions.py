@@ -1,13 +1,14 @@
 """The tokenizer that goes with a checkpoint, and the files that transformers keeps beside a tokenizer."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from pytrain.checkpoint.files import naming
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 NAMES = (
-    "tokenizer.json",
-    "tokenizer.model",
+    *TOKENIZERS,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -29,6 +30,11 @@ def tokenizer_files(path: str | Path) -> dict[str, Path]:
     elif path.suffix == ".json" and path.with_name("tokenizer_config.json").is_file():
         files["tokenizer_config.json"] = path.with_name("tokenizer_config.json")
     return files
+
+
+def find_tokenizer(files: Mapping[str, Path]) -> Path | None:
+    """The tokenizer among the files of a checkpoint, in the order in which they were given to `save`."""
+    return next((path for name, path in files.items() if name in TOKENIZERS), None)
 
 
 def file_sha256(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from pytrain.checkpoint.reader import Checkpoint
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+_CHUNK = 2**20  # elements at a time in float64
 _SHOWN_STATE = str | int | float | bool
 
 
@@ -43,7 +44,7 @@ def inspect(
     if verify:
         checkpoint.verify(progress)
         console.print("verified: every byte is as it was written")
-    return stream.getvalue()
+    return "\n".join(line.rstrip() for line in stream.getvalue().split("\n"))
 
 
 def renderables(checkpoint: Checkpoint, norms: bool = False) -> list["RenderableType"]:
@@ -58,11 +59,7 @@ def renderables(checkpoint: Checkpoint, norms: bool = False) -> list["Renderable
     for name, value in [
         ("checkpoint", str(checkpoint.folder)),
         ("step", f"{checkpoint.step:,}"),
-        *(
-            (key, _shown(value))
-            for key, value in checkpoint.state.items()
-            if isinstance(value, _SHOWN_STATE)
-        ),
+        *((key, _shown(value)) for key, value in checkpoint.state.items() if isinstance(value, _SHOWN_STATE)),
         ("model", ", ".join(f"{key} {value}" for key, value in checkpoint.manifest.model.items())),
         ("parameters", f"{sum(entry.elements for entry in weights):,}"),
         ("bytes", f"{sum(file.bytes for file in checkpoint.manifest.files.values()):,}"),
@@ -86,5 +83,9 @@ def _shown(value: _SHOWN_STATE) -> str:
 
 
 def _root_mean_square(checkpoint: Checkpoint, name: str) -> float:
-    values: Any = checkpoint.read(name).astype(np.float64)
-    return float(np.sqrt(np.mean(np.square(values))))
+    flat = checkpoint.read(name).reshape(-1)
+    total = 0.0
+    with np.errstate(invalid="ignore"):  # a NaN is to be shown, not to be warned of
+        for first in range(0, flat.size, _CHUNK):
+            total += float(np.sum(np.square(flat[first : first + _CHUNK].astype(np.float64))))
+    return float(np.sqrt(total / flat.size))

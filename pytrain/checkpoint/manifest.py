@@ -106,9 +106,7 @@ def parse(content: bytes, path: Path) -> Manifest:
         )
     body, _, seal = text.rpartition(_SEAL)
     if seal != f'{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n':
-        raise UserError(
-            f"{path} is damaged: its text does not have the sha256 that stands in its last line"
-        )
+        raise UserError(f"{path} is damaged: its text does not have the sha256 that stands in its last line")
     try:
         return _from_values(values)
     except (KeyError, TypeError, ValueError) as error:

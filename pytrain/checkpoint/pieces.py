@@ -114,7 +114,8 @@ def value_dtype(dtype: str) -> np.dtype[Any]:
     if dtype == "bf16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
     return np.dtype(np.float32 if dtype == "fp32" else np.float16)
 
 

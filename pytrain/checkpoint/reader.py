@@ -83,9 +83,7 @@ class Checkpoint:
 
     def tensors(self) -> dict[str, TensorEntry]:
         """Every tensor by name: its dtype, global shape, and the file it is in."""
-        return {
-            name: entry for file in self.manifest.files.values() for name, entry in file.entries.items()
-        }
+        return {name: entry for file in self.manifest.files.values() for name, entry in file.entries.items()}
 
     def extra_files(self) -> dict[str, Path]:
         """The small files that were copied along (the tokenizer), by name, as `save` takes them."""
@@ -131,9 +129,7 @@ class Checkpoint:
             entry = self._matching_entry(piece, convert_dtype)
             if piece.count:
                 file = entry.file + ".safetensors"
-                begin = (
-                    self.manifest.files[file].begins[entry.tensor] + piece.first * ITEM_BYTES[entry.dtype]
-                )
+                begin = self.manifest.files[file].begins[entry.tensor] + piece.first * ITEM_BYTES[entry.dtype]
                 end = begin + piece.count * ITEM_BYTES[entry.dtype]
                 wanted.setdefault(file, []).append(_Wanted(piece, entry.dtype, begin, end))
         for file, of_file in wanted.items():

@@ -1,5 +1,6 @@
 """`prepare`, end to end: the ids are the tokenizer's, whatever the workers, the kind of file and the cuts."""
 
+import functools
 import gzip
 import hashlib
 import json
@@ -95,6 +96,16 @@ def test_error_in_a_worker(
     with pytest.raises(UserError, match=r"t.jsonl, line 21: there is no key 'text'"):
         prepare([tmp_path / "t.jsonl"], tmp_path / "c", tokenizer.path, 2)
     assert os.listdir(tmp_path) == ["t.jsonl"]
+
+
+def test_a_worker_that_dies(
+    tmp_path: Path, tokenizer: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ignore_interrupts", functools.partial(os._exit, 1))
+    (tmp_path / "t.txt").write_text("text")
+    with pytest.raises(UserError, match="a tokenising process died"):
+        prepare([tmp_path / "t.txt"], tmp_path / "c", tokenizer.path, 2)
+    assert os.listdir(tmp_path) == ["t.txt"]
 
 
 def test_cuts_do_not_change_the_ids(

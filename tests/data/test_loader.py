@@ -67,6 +67,14 @@ def test_one_epoch_covers_the_corpus(write_corpus: Write) -> None:
     assert sorted(batch.sample_ids.tolist()) == list(range(10))
 
 
+@pytest.mark.parametrize(("tokens", "samples"), [(11, 1), (20, 1), (21, 2), (30, 2)])
+def test_only_whole_samples_count(write_corpus: Write, tokens: int, samples: int) -> None:
+    """A sample needs one token more than its length, for its last target."""
+    loader = Loader([CorpusSpec(write_corpus([[1] * tokens]))], 10, 1000, seed=0)
+    assert loader.mixture.sizes == (samples,)
+    assert (loader.batch(0, 4).targets == 1).all()
+
+
 def test_batch_depends_on_the_integers_alone(write_corpus: Write, random: np.random.Generator) -> None:
     """Any cut into micro-batches and ranks sees the same samples, in any order of asking."""
     specs = [CorpusSpec(write_corpus(documents(random, 30), name=name)) for name in ("a", "b")]

@@ -110,6 +110,7 @@ def test_tiny_weight_is_drawn_and_zero_weight_is_not() -> None:
     counts = mixture.counts(64 * 10**6)
     assert counts[1] == pytest.approx(64, abs=2)
     assert counts[2] == 0
+    assert np.diff(cumulative_weights((1.0, 1e-300, 0.0))).tolist() == [1 << 40, 1, 0]
 
 
 def test_an_epoch_draws_each_sample_once_in_a_new_order() -> None:

@@ -101,7 +101,9 @@ def test_text_that_spells_a_special_token_stays_text(byte_level: HuggingFaceToke
 
 
 def test_newline_is_a_piece_of_its_own(tokenizer: SentencePieceTokenizer, source_code: str) -> None:
-    """What makes a cut after a newline harmless."""
+    """That it never joins its neighbours makes a cut after it harmless."""
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer.path))
+    assert processor.encode("\n\t\t", out_type=str) == ["\n", "\t", "\t"]
     lines = source_code.splitlines(keepends=True)
     assert tokenizer.encode(source_code) == [token for line in lines for token in tokenizer.encode(line)]
 

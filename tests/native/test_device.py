@@ -1,12 +1,13 @@
-"""Operations of the CPU device on rows against float64 NumPy, in every storage type and with any number of threads.
+"""Operations of the CPU device on rows against float64 NumPy, in every storage type, with any thread count.
 
-Kernels are tested one by one in test_kernels.py, products and attention in their own files: here it is rows, strides,
-chunks, storage types and sums over rows.
+Kernels are tested one by one in test_kernels.py, products and attention in their own files: here it is rows,
+strides, chunks, storage types and sums over rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import ml_dtypes
@@ -22,7 +23,7 @@ Array = NDArray[Any]
 
 HALVES = {"bf16": np.dtype(ml_dtypes.bfloat16), "fp16": np.dtype(np.float16)}
 # Half a unit in the last place, and a little for the arithmetic before it.
-ROUNDING = {"fp32": 3e-6, "bf16": 2.1**-8, "fp16": 2.1**-11}
+ROUNDING = {"fp32": 3e-6, "bf16": 1.02 * 2**-8, "fp16": 1.02 * 2**-11}
 EPS = 1e-5
 
 
@@ -75,7 +76,7 @@ def case(isa: str, request: pytest.FixtureRequest) -> Case:
 @pytest.mark.parametrize("n", [0, 1, 4095, 4097, 40_001])
 def test_convert_add_fill_copy(case: Case, n: int) -> None:
     x, y = case.normal(n), case.normal(n)
-    wide = np.empty(n, np.float32)
+    wide = np.zeros(n, np.float32)
     case.call("convert", wide, x)
     assert np.array_equal(wide, case.value(x).astype(np.float32))
     again = np.empty_like(x)
@@ -92,7 +93,7 @@ def test_convert_add_fill_copy(case: Case, n: int) -> None:
 
 def test_fill_normal_is_the_same_in_any_pieces(case: Case) -> None:
     n = 20_011
-    whole = np.empty(n, np.float32)
+    whole = np.zeros(n, np.float32)
     case.call("fill_normal", whole, 7, 2**63 + 5, 0, 0.02)
     words = [kernels.philox_normals(7, 2**63 + 5, block) for block in range(n // 4 + 1)]
     assert np.array_equal(whole, (np.float64(np.float32(0.02)) * np.ravel(words)[:n]).astype(np.float32))
@@ -123,7 +124,7 @@ def test_embedding(case: Case) -> None:
     table, places = case.normal(slice_rows, hidden), case.normal(context, hidden)
     local = (tokens >= begin) & (tokens < begin + slice_rows)
     picked = np.where(local, tokens - begin, 0)
-    out = case.store(np.empty((rows, hidden)))
+    out = case.store(np.zeros((rows, hidden)))
     for position_table in (None, places):
         case.call("embed_forward", out, table, position_table, tokens, positions, begin)
         expected = case.value(table)[picked] * local[:, None]
@@ -173,9 +174,9 @@ def test_norm(case: Case, kind: str, rows: int, width: int) -> None:
     centered = kind == "layernorm"
     x, weight, dy = case.normal(rows, width), case.normal(width), case.normal(rows, width)
     bias = case.normal(width) if centered else None
-    y = case.store(np.empty((rows, width)))
-    mean = np.empty(rows, np.float32) if centered else None
-    rstd = np.empty(rows, np.float32)
+    y = case.store(np.zeros((rows, width)))
+    mean = np.zeros(rows, np.float32) if centered else None
+    rstd = np.zeros(rows, np.float32)
     case.call("norm_forward", y, mean, rstd, x, weight, bias, EPS)
     exact = case.value(x), case.value(weight)
     if centered:
@@ -190,8 +191,9 @@ def test_norm(case: Case, kind: str, rows: int, width: int) -> None:
     expected = [case.value(dx) + gradients[0], dweight + gradients[1]]
     expected += [dbias + gradients[2]] if centered else []
     case.call("norm_backward", dx, dweight, dbias if centered else None, dy, mean, rstd, x, weight)
+    condition = float(rstd.max())  # what the rounding of a small row is multiplied by
     for actual, wanted in zip((dx, dweight, dbias), expected, strict=False):
-        case.close(actual, wanted, max(1.0, float(np.abs(wanted).max())))
+        case.close(actual, wanted, max(1.0, condition, float(np.abs(wanted).max())))
 
 
 def test_a_norm_wider_than_reserved_is_refused(isa: str) -> None:
@@ -245,7 +247,7 @@ def test_rope(case: Case, heads: int, head_size: int) -> None:
 
 def statistics_of(case: Case, logits: Array, targets: Array, cuts: list[int]) -> Array:
     slices = []
-    for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+    for begin, end in pairwise(cuts):
         part = np.zeros((len(targets), 3), np.float32)
         case.call("head_statistics", part, np.ascontiguousarray(logits[:, begin:end]), targets, begin)
         slices.append(part)
@@ -265,7 +267,7 @@ def test_loss(case: Case, cuts: list[int]) -> None:
     losses = -log_probability[np.arange(rows), targets] * counted
 
     scalars = np.array([1.0, 2.0, 0, 0, 0, 0.25])  # what earlier chunks of rows left, and the gradient scale
-    lse = np.empty(rows, np.float32)
+    lse = np.zeros(rows, np.float32)
     case.device.loss_forward(scalars, lse, statistics_of(case, logits, targets, cuts), targets)
     np.testing.assert_allclose(scalars[:2], [1.0 + losses.sum(), 2.0 + counted.sum()], rtol=1e-6)
     np.testing.assert_allclose(lse, exact[:, 0] - log_probability[:, 0], rtol=1e-6)
@@ -273,7 +275,7 @@ def test_loss(case: Case, cuts: list[int]) -> None:
     expected = np.exp(log_probability)
     expected[np.arange(rows)[counted], targets[counted]] -= 1.0
     expected *= 0.25 * counted[:, None]
-    for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+    for begin, end in pairwise(cuts):
         part = np.ascontiguousarray(logits[:, begin:end])
         case.call("loss_backward", part, lse, targets, scalars, begin)
         case.close(part, expected[:, begin:end], 1e-3 if case.dtype == "fp32" else 1e-2)
@@ -286,7 +288,7 @@ def test_a_bad_logit_makes_the_loss_nan(isa: str, bad: float) -> None:
     logits = case.normal(3, 70)
     logits[1, 69] = bad
     targets = np.array([1, 2, 3], np.int32)
-    scalars, lse = np.zeros(6), np.empty(3, np.float32)
+    scalars, lse = np.zeros(6), np.zeros(3, np.float32)
     case.device.loss_forward(scalars, lse, statistics_of(case, logits, targets, [0, 70]), targets)
     assert np.isnan(scalars[0])
     assert np.isfinite(lse[[0, 2]]).all()
@@ -370,7 +372,7 @@ def every_sum(device: CpuDevice) -> list[Array]:
     rows, width = 777, 203
     x, dy, dx = generator.normal(size=(3, rows, width)).astype(np.float32)
     weight, bias, dweight, dbias = generator.normal(size=(4, width)).astype(np.float32)
-    y, mean, rstd = np.empty_like(x), np.empty(rows, np.float32), np.empty(rows, np.float32)
+    y, mean, rstd = np.empty_like(x), np.zeros(rows, np.float32), np.zeros(rows, np.float32)
     device.norm_forward(y, mean, rstd, x, weight, bias, EPS)
     device.norm_backward(dx, dweight, dbias, dy, mean, rstd, x, weight)
     tokens = generator.integers(0, 11, rows).astype(np.int32)
@@ -379,7 +381,7 @@ def every_sum(device: CpuDevice) -> list[Array]:
     column_sums, total = np.zeros(width, np.float32), np.zeros(1)
     device.bias_backward(column_sums, dy)
     device.sum_squares(total, x)
-    statistics, lse, scalars = np.empty((1, rows, 3), np.float32), np.empty(rows, np.float32), np.ones(6)
+    statistics, lse, scalars = np.zeros((1, rows, 3), np.float32), np.zeros(rows, np.float32), np.ones(6)
     device.head_statistics(statistics[0], x, tokens)
     device.loss_forward(scalars, lse, statistics, tokens)
     device.loss_backward(x, lse, tokens, scalars)

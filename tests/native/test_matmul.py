@@ -16,8 +16,8 @@ TYPES = ["fp32", "bf16", "fp16"]
 TRANSPOSES = [(False, False), (False, True), (True, False), (True, True)]
 # Around one tile of every table, around its block of k, and empty.
 SIZES = [
-    (1, 1, 1), (0, 5, 3), (5, 0, 3), (4, 5, 0), (1, 40, 700), (3, 16, 7), (6, 16, 256), (7, 17, 257), (14, 32, 384),
-    (15, 33, 385), (29, 47, 31), (33, 8, 2), (48, 96, 130), (131, 77, 300), (60, 67, 1000),
+    (1, 1, 1), (0, 5, 3), (5, 0, 3), (4, 5, 0), (1, 40, 700), (3, 16, 7), (6, 16, 256), (7, 17, 257),
+    (14, 32, 384), (15, 33, 385), (29, 47, 31), (33, 8, 2), (48, 96, 130), (131, 77, 300), (60, 67, 1000),
 ]  # fmt: skip
 
 pytestmark = pytest.mark.parametrize("isa", ISAS)
@@ -39,8 +39,10 @@ def exact(x: Array, transpose: bool, dtype: str = "fp32") -> Doubles:
     return doubles.T if transpose else doubles
 
 
-def assert_product(c: Doubles, a: Doubles, b: Doubles, extra: Doubles | float = 0.0, rounding: float = 0.0) -> None:
-    """Errors are bounded by the sum of the terms' magnitudes; that of a shifted element would be a hundred thousand times it."""
+def assert_product(
+    c: Doubles, a: Doubles, b: Doubles, extra: Doubles | float = 0.0, rounding: float = 0.0
+) -> None:
+    """Errors are bounded by the terms' magnitudes: a shifted element is 100,000 times beyond it."""
     expected = a @ b + extra
     bound = 2.0**-21 * (np.abs(a) @ np.abs(b) + np.abs(extra)) + rounding * np.abs(expected) + 1e-30
     worst = np.max(np.abs(c - expected) / bound, initial=0.0)
@@ -70,9 +72,14 @@ def test_more_than_one_region(isa: str) -> None:
         assert_product(exact(c, False), exact(a, False), exact(b, True))
 
 
-@pytest.mark.parametrize(("type_a", "type_b", "type_c"), [t for t in itertools.product(TYPES, repeat=3) if len({*t} - {"fp32"}) == 1])
+@pytest.mark.parametrize(
+    ("type_a", "type_b", "type_c"),
+    [types for types in itertools.product(TYPES, repeat=3) if len({*types} - {"fp32"}) == 1],
+)
 @pytest.mark.parametrize(("transpose_a", "transpose_b"), TRANSPOSES)
-def test_storage_types(isa: str, type_a: str, type_b: str, type_c: str, transpose_a: bool, transpose_b: bool) -> None:
+def test_storage_types(
+    isa: str, type_a: str, type_b: str, type_c: str, transpose_a: bool, transpose_b: bool
+) -> None:
     half = next(t for t in (type_a, type_b, type_c) if t != "fp32")
     device = CpuDevice(isa, 2)
     for m, n, k in [(3, 19, 40), (45, 50, 401)]:
@@ -81,10 +88,12 @@ def test_storage_types(isa: str, type_a: str, type_b: str, type_c: str, transpos
         for accumulate in (False, True):
             before = stored(random(m, n, seed=8), type_c)
             c = strided(before if accumulate else empty((m, n), type_c), 2)
-            device.matmul(c, a, b, transpose_a=transpose_a, transpose_b=transpose_b, accumulate=accumulate, half=half)
+            transposes = {"transpose_a": transpose_a, "transpose_b": transpose_b}
+            device.matmul(c, a, b, **transposes, accumulate=accumulate, half=half)
             extra = values(before, type_c) if accumulate else 0.0
             rounding = ROUNDING[type_c] if type_c != "fp32" else 0.0
-            assert_product(exact(c, False, type_c), exact(a, transpose_a, type_a), exact(b, transpose_b, type_b), extra, rounding)
+            factors = exact(a, transpose_a, type_a), exact(b, transpose_b, type_b)
+            assert_product(exact(c, False, type_c), *factors, extra, rounding)
 
 
 @pytest.mark.parametrize("half", ["bf16", "fp16"])
@@ -99,11 +108,13 @@ def test_16_bit_results_are_rounded_once(isa: str, half: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize(("with_bias", "with_residual", "with_activation"), itertools.product([False, True], repeat=3))
+@pytest.mark.parametrize(
+    ("with_bias", "with_residual", "with_activation"), list(itertools.product([False, True], repeat=3))
+)
 def test_epilogue(isa: str, dtype: str, with_bias: bool, with_residual: bool, with_activation: bool) -> None:
     half = "bf16" if dtype == "fp32" else dtype
     device = CpuDevice(isa, 2)
-    for m, n, k in [(2, 70, 30), (50, 300, 500), (40, 21, 0)]:
+    for m, n, k in [(2, 70, 30), (50, 300, 500), (40, 21, 0), (3, 3100, 10)]:
         a, b = random(m, k, seed=11), random(k, n, seed=12)
         bias, residual = stored(random(n, seed=13), dtype), strided(stored(random(m, n, seed=14), dtype), 4)
         c, activated = strided(empty((m, n), dtype), 1), strided(empty((m, n), dtype), 3)
@@ -122,12 +133,13 @@ def test_epilogue(isa: str, dtype: str, with_bias: bool, with_residual: bool, wi
             assert np.all(error <= 2.0 * ROUNDING[dtype] * np.abs(expected) + 1e-6)
             again = empty((m, n), dtype)
             device.gelu_forward(again, np.ascontiguousarray(c), half=half)
-            assert same_bits(again, np.ascontiguousarray(activated)), "recomputing from c must give the same bits"
+            assert same_bits(again, np.ascontiguousarray(activated)), "computed again from c"
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_threads_do_not_change_bits(isa: str, dtype: str) -> None:
-    for (m, n, k), (transpose_a, transpose_b) in itertools.product([(5, 200, 900), (120, 333, 600)], TRANSPOSES):
+    shapes = [(5, 200, 900), (120, 333, 600)]
+    for (m, n, k), (transpose_a, transpose_b) in itertools.product(shapes, TRANSPOSES):
         a, b = operand(m, k, transpose_a, 15), operand(k, n, transpose_b, 16)
         results = []
         for threads in (1, 2, 3):
@@ -140,7 +152,7 @@ def test_threads_do_not_change_bits(isa: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("transpose_b", [False, True])
 def test_a_row_does_not_know_its_neighbours(isa: str, transpose_b: bool) -> None:
-    """Rows computed alone, in a few and in many, on both sides of the skinny path, and at other places in the product."""
+    """Rows computed alone, in a few and in many, on both sides of the skinny path and at other places."""
     device = CpuDevice(isa, 2)
     k, n = 801, 90
     a, b, bias = random(1200, k, seed=17), operand(k, n, transpose_b, 18), random(n, seed=19)

@@ -1,14 +1,14 @@
 // The register tile of AVX2: c (6, 16) += a panel (k, 6) * b panel (k, 16), fp32.
 //
 // FLOPs: 2*6*16*k. Loads per step of k: 2 vectors of b and 6 broadcasts of a for 12 fused multiply-adds.
-// The multiply-adds bind: two per cycle with a latency of four (Zen, Intel since Skylake) or five (Haswell) want 8 to 10
-// independent accumulators; 16 registers hold 12, 2 vectors of b and 2 for the broadcasts of a, which are each used twice.
-// 8 loads pass in 4 of the 6 cycles of a step.
+// The multiply-adds bind: two per cycle with a latency of four (Zen, Intel since Skylake) or five (Haswell) want 8 to
+// 10 independent accumulators; 16 registers hold 12, 2 vectors of b and 2 for the broadcasts of a, which are each used
+// twice. 8 loads pass in 4 of the 6 cycles of a step.
 #pragma once
 #include <cstdint>
 
-#include "cpu/generic/unroll.h"
 #include "cpu/avx2/simd.h"  // and the intrinsics
+#include "cpu/generic/unroll.h"
 
 namespace pytrain::cpu::avx2 {
 namespace {
@@ -18,9 +18,9 @@ constexpr int kTileVectors = 2;
 constexpr int kTileColumns = 8 * kTileVectors;
 
 // Cache blocks. A panel of a, 6 x 256 floats (6 KiB), stays in a first-level cache of 32 KiB while panels of b (16 KiB
-// each) stream past it from the second level: 64 bytes per step of 6 cycles. A task's block of a (72 x 256: 72 KiB) and its
-// panels of b (128 x 256: 128 KiB) share a second level of 256 KiB, the smallest that AVX2 was built with, with its block
-// of c (36 KiB). 256 steps make loading and storing c, and one call, 2 % of a tile's time.
+// each) stream past it from the second level: 64 bytes per step of 6 cycles. A task's block of a (72 x 256: 72 KiB) and
+// its panels of b (128 x 256: 128 KiB) share a second level of 256 KiB, the smallest that AVX2 was built with, with its
+// block of c (36 KiB). 256 steps make loading and storing c, and one call, 2 % of a tile's time.
 constexpr int kBlockRows = 12 * kTileRows;
 constexpr int kBlockDepth = 256;
 constexpr int kBlockColumns = 8 * kTileColumns;

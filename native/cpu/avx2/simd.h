@@ -58,8 +58,10 @@ struct DoubleSum {
     __m256d low = _mm256_setzero_pd();
     __m256d high = _mm256_setzero_pd();
     void add_product(V a, V b) {
-        low = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_castps256_ps128(b)), low);
-        high = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)), _mm256_cvtps_pd(_mm256_extractf128_ps(b, 1)), high);
+        low = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_castps256_ps128(b)),
+                              low);
+        high = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)),
+                               _mm256_cvtps_pd(_mm256_extractf128_ps(b, 1)), high);
     }
     double total() const {
         const __m256d four = _mm256_add_pd(low, high);
@@ -100,7 +102,8 @@ struct Bf16 : Half {
         const __m256i bits = _mm256_castps_si256(x);
         const __m256i upper = _mm256_srli_epi32(bits, 16);
         const __m256i odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
-        const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+        const __m256i rounded =
+            _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
         const __m256i nan = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
         const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
         const __m256i result = _mm256_blendv_epi8(rounded, nan, is_nan);

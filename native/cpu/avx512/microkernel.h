@@ -2,14 +2,14 @@
 //
 // FLOPs: 2*14*32*k. Loads per step of k: 2 vectors of b and 14 broadcasts of a for 28 fused multiply-adds.
 // The multiply-adds bind: two per cycle with a latency of four want at least 8 independent accumulators, and the two
-// load ports want more multiply-adds than loads, hence as tall a tile as 32 registers hold: 28 accumulators, 2 vectors of
-// b, and 2 for the broadcasts of a, which are each used twice. 16 loads pass in 8 of the 14 cycles of a step. A core with
-// one 512-bit unit (Zen 4) takes 28 cycles a step and has even more room for loads.
+// load ports want more multiply-adds than loads, hence as tall a tile as 32 registers hold: 28 accumulators, 2 vectors
+// of b, and 2 for the broadcasts of a, which are each used twice. 16 loads pass in 8 of the 14 cycles of a step. A core
+// with one 512-bit unit (Zen 4) takes 28 cycles a step and has even more room for loads.
 #pragma once
 #include <cstdint>
 
-#include "cpu/generic/unroll.h"
 #include "cpu/avx512/simd.h"  // and the intrinsics
+#include "cpu/generic/unroll.h"
 
 namespace pytrain::cpu::avx512 {
 namespace {
@@ -20,8 +20,9 @@ constexpr int kTileColumns = 16 * kTileVectors;
 
 // Cache blocks. A panel of a, 14 x 384 floats (21 KiB), stays in a first-level cache of 32 or 48 KiB while panels of b
 // (48 KiB each) stream past it from the second level: 128 bytes per step of 14 or more cycles, which is a sixth of what
-// that level gives. A task's block of a (112 x 384: 168 KiB) and its panels of b (256 x 384: 384 KiB) share a second level
-// of 1 MiB with its block of c (112 KiB). 384 steps make loading and storing c, and one call, 2 % of a tile's time.
+// that level gives. A task's block of a (112 x 384: 168 KiB) and its panels of b (256 x 384: 384 KiB) share a second
+// level of 1 MiB with its block of c (112 KiB). 384 steps make loading and storing c, and one call, 2 % of a tile's
+// time.
 constexpr int kBlockRows = 8 * kTileRows;
 constexpr int kBlockDepth = 384;
 constexpr int kBlockColumns = 8 * kTileColumns;

@@ -39,7 +39,8 @@ inline V square_root(V x) { return _mm512_sqrt_ps(x); }
 inline V round_to_integer(V x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline V scale_by_power(V x, V n) { return _mm512_scalef_ps(x, n); }
 
-// Halves are folded upon each other: lanes i and i+8, i+4, i+2, i+1. (The compiler's own reduction leaves the order open.)
+// Halves are folded upon each other: lanes i and i+8, i+4, i+2, i+1. (The compiler's own reduction leaves the order
+// open.)
 inline float reduce_add(V x) {
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -57,8 +58,10 @@ struct DoubleSum {
     __m512d low = _mm512_setzero_pd();
     __m512d high = _mm512_setzero_pd();
     void add_product(V a, V b) {
-        low = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(a)), _mm512_cvtps_pd(_mm512_castps512_ps256(b)), low);
-        high = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(b, 1)), high);
+        low = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(a)), _mm512_cvtps_pd(_mm512_castps512_ps256(b)),
+                              low);
+        high = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)),
+                               _mm512_cvtps_pd(_mm512_extractf32x8_ps(b, 1)), high);
     }
     double total() const {
         const __m512d eight = _mm512_add_pd(low, high);
@@ -84,7 +87,8 @@ struct Bf16 {
         const __m512i bits = _mm512_castps_si512(x);
         const __m512i upper = _mm512_srli_epi32(bits, 16);
         const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
-        const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
+        const __m512i rounded =
+            _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
         const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
         return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, is_nan, upper, _mm512_set1_epi32(0x40)));
     }

@@ -29,7 +29,8 @@ void for_vectors(std::int64_t n, Body body) {
 // softmax has 50,000 terms), at the price of one reduction per chunk.
 constexpr std::int64_t kChunk = 512;
 
-// Sum of term(index, access), which keeps the lanes outside a tail at 0. Four accumulators hide the latency of addition.
+// Sum of term(index, access), which keeps the lanes outside a tail at 0. Four accumulators hide the latency of
+// addition.
 template <class Term>
 double sum_of(std::int64_t n, Term term) {
     double total = 0.0;

@@ -1,12 +1,13 @@
 // Packing of panels, written once over simd.h and the transpose(V[kLanes]) of microkernel.h. Included inside the
 // instruction set's unnamed namespace. Storage is Fp32, Bf16 or Fp16 of simd.h.
 //
-// Bytes: each source element is read once and written once as fp32. Neither the loads nor the shuffles (kLanes * 2 to 4 per
-// kLanes * kLanes elements) should show: a packed element meets at least kLanes multiply-adds.
+// Bytes: each source element is read once and written once as fp32. Neither the loads nor the shuffles (kLanes * 2 to 4
+// per kLanes * kLanes elements) should show: a packed element meets at least kLanes multiply-adds.
 
 // Stores x at row p of a panel, lane 0 at `first`. A panel narrower than a vector takes the whole vector where the next
 // row, still to be written, can hold what is too much: masked stores are slow on some cores.
-inline void store_panel(float* panel, std::int64_t p, std::int64_t k, std::int64_t panel_width, std::int64_t first, V x) {
+inline void store_panel(float* panel, std::int64_t p, std::int64_t k, std::int64_t panel_width, std::int64_t first,
+                        V x) {
     float* out = panel + p * panel_width + first;
     const std::int64_t room = panel_width - first;
     if (room >= kLanes || (first == 0 && (k - p) * panel_width >= kLanes))
@@ -15,21 +16,40 @@ inline void store_panel(float* panel, std::int64_t p, std::int64_t k, std::int64
         store_n(out, x, room);
 }
 
+// Columns [first, first + kLanes) of a panel, as far as it and the source reach.
 template <class Storage>
-void pack_across(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width, std::int64_t panel_width) {
-    const auto* elements = static_cast<const typename Storage::Element*>(source);
-    for (std::int64_t p = 0; p < k; ++p) {
-        const auto* row = elements + p * ld;
-        for (std::int64_t first = 0; first < panel_width; first += kLanes) {
-            const std::int64_t valid = width - first;
-            const V x = valid >= kLanes ? Storage::load(row + first) : valid > 0 ? Storage::load_n(row + first, valid) : set(0.0f);
-            store_panel(panel, p, k, panel_width, first, x);
-        }
-    }
+void pack_across_lanes(float* panel, const typename Storage::Element* source, std::int64_t ld, std::int64_t k,
+                       std::int64_t width, std::int64_t panel_width, std::int64_t first) {
+    const std::int64_t valid = width - first;
+    if (valid >= kLanes)
+        for (std::int64_t p = 0; p < k; ++p)
+            store_panel(panel, p, k, panel_width, first, Storage::load(source + p * ld + first));
+    else if (valid > 0)
+        for (std::int64_t p = 0; p < k; ++p)
+            store_panel(panel, p, k, panel_width, first, Storage::load_n(source + p * ld + first, valid));
+    else
+        for (std::int64_t p = 0; p < k; ++p) store_panel(panel, p, k, panel_width, first, set(0.0f));
 }
 
 template <class Storage>
-void pack_along(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width, std::int64_t panel_width) {
+void pack_across(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width,
+                 std::int64_t panel_width) {
+    const auto* elements = static_cast<const typename Storage::Element*>(source);
+    if (width == panel_width &&
+        panel_width == 2 * kLanes) {  // the usual right operand: each row of the source is visited once
+        for (std::int64_t p = 0; p < k; ++p) {
+            store(panel + p * panel_width, Storage::load(elements + p * ld));
+            store(panel + p * panel_width + kLanes, Storage::load(elements + p * ld + kLanes));
+        }
+        return;
+    }
+    for (std::int64_t first = 0; first < panel_width; first += kLanes)
+        pack_across_lanes<Storage>(panel, elements, ld, k, width, panel_width, first);
+}
+
+template <class Storage>
+void pack_along(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width,
+                std::int64_t panel_width) {
     const auto* elements = static_cast<const typename Storage::Element*>(source);
     for (std::int64_t first = 0; first < panel_width; first += kLanes) {
         const auto* vectors = elements + first * ld;
@@ -38,7 +58,8 @@ void pack_along(float* panel, const void* source, std::int64_t ld, std::int64_t 
         for (; p + kLanes <= k; p += kLanes) {
             V block[kLanes];
             PYTRAIN_UNROLL
-            for (std::int64_t i = 0; i < kLanes; ++i) block[i] = i < valid ? Storage::load(vectors + i * ld + p) : set(0.0f);
+            for (std::int64_t i = 0; i < kLanes; ++i)
+                block[i] = i < valid ? Storage::load(vectors + i * ld + p) : set(0.0f);
             transpose(block);
             PYTRAIN_UNROLL
             for (std::int64_t i = 0; i < kLanes; ++i) store_panel(panel, p + i, k, panel_width, first, block[i]);
@@ -46,7 +67,8 @@ void pack_along(float* panel, const void* source, std::int64_t ld, std::int64_t 
         if (p < k) {
             V block[kLanes];
             PYTRAIN_UNROLL
-            for (std::int64_t i = 0; i < kLanes; ++i) block[i] = i < valid ? Storage::load_n(vectors + i * ld + p, k - p) : set(0.0f);
+            for (std::int64_t i = 0; i < kLanes; ++i)
+                block[i] = i < valid ? Storage::load_n(vectors + i * ld + p, k - p) : set(0.0f);
             transpose(block);
             PYTRAIN_UNROLL
             for (std::int64_t i = 0; i < kLanes; ++i)

@@ -1,6 +1,6 @@
-// Every row kernel of cpu/kernels.h, written once over simd.h. Included inside an instruction set's anonymous namespace,
-// after its simd.h. FLOPs count one for each operation, e^x included. All are bound by memory where rows come from it;
-// from cache, those with an exponential (about 16 operations) are bound by arithmetic.
+// Every row kernel of cpu/kernels.h, written once over simd.h. Included inside an instruction set's anonymous
+// namespace, after its simd.h. FLOPs count one for each operation, e^x included. All are bound by memory where rows
+// come from it; from cache, those with an exponential (about 16 operations) are bound by arithmetic.
 
 #include "cpu/generic/math.inl"
 
@@ -26,7 +26,8 @@ void narrow_row(void* y, const float* x, std::int64_t n) {
 
 // y += x. 1 FLOP, 12 bytes per element.
 void add_row(float* y, const float* x, std::int64_t n) {
-    for_vectors(n, [=](std::int64_t i, auto access) { access.write(y + i, add(access.read(y + i), access.read(x + i))); });
+    for_vectors(n,
+                [=](std::int64_t i, auto access) { access.write(y + i, add(access.read(y + i), access.read(x + i))); });
 }
 
 // y *= factor. 1 FLOP, 8 bytes per element.
@@ -72,7 +73,8 @@ void swiglu_forward_row(float* y, const float* gate, const float* up, std::int64
 }
 
 // dup = dy silu(gate); dgate = dy up s (1 + gate (1 - s)). 27 FLOPs, 20 bytes per element.
-void swiglu_backward_row(float* dgate, float* dup, const float* dy, const float* gate, const float* up, std::int64_t n) {
+void swiglu_backward_row(float* dgate, float* dup, const float* dy, const float* gate, const float* up,
+                         std::int64_t n) {
     for_vectors(n, [=](std::int64_t i, auto access) {
         const V g = access.read(gate + i);
         const V d = access.read(dy + i);
@@ -114,12 +116,15 @@ void rope_row(float* x, const float* cos_sin, std::int64_t heads, std::int64_t h
 void layernorm_forward_row(float* y, float* mean, float* rstd, const float* x, const float* weight, const float* bias,
                            std::int64_t n, float eps) {
     const double count = static_cast<double>(n);
-    const float center = static_cast<float>(sum_of(n, [=](std::int64_t i, auto access) { return access.read(x + i); }) / count);
+    const float center =
+        static_cast<float>(sum_of(n, [=](std::int64_t i, auto access) { return access.read(x + i); }) / count);
     const V centers = set(center);
-    const double variance = sum_of(n, [=](std::int64_t i, auto access) {
-        const V difference = access.keep(sub(access.read(x + i), centers));
-        return mul(difference, difference);
-    }) / count;
+    const double variance = sum_of(n,
+                                   [=](std::int64_t i, auto access) {
+                                       const V difference = access.keep(sub(access.read(x + i), centers));
+                                       return mul(difference, difference);
+                                   }) /
+                            count;
     const float inverse = static_cast<float>(1.0 / __builtin_sqrt(variance + static_cast<double>(eps)));
     const V inverses = set(inverse);
     for_vectors(n, [=](std::int64_t i, auto access) {
@@ -132,12 +137,13 @@ void layernorm_forward_row(float* y, float* mean, float* rstd, const float* x, c
 
 // With h = (x - mean) rstd and g = dy weight: dx += rstd (g - mean(g) - h mean(g h)); dweight += dy h; dbias += dy.
 // 19 FLOPs, 36 bytes per element.
-void layernorm_backward_row(float* dx, float* dweight, float* dbias, const float* dy, const float* x, const float* weight,
-                            float mean, float rstd, std::int64_t n) {
+void layernorm_backward_row(float* dx, float* dweight, float* dbias, const float* dy, const float* x,
+                            const float* weight, float mean, float rstd, std::int64_t n) {
     const V centers = set(mean);
     const V inverses = set(rstd);
     const double count = static_cast<double>(n);
-    const double sum = sum_of(n, [=](std::int64_t i, auto access) { return mul(access.read(dy + i), access.read(weight + i)); });
+    const double sum =
+        sum_of(n, [=](std::int64_t i, auto access) { return mul(access.read(dy + i), access.read(weight + i)); });
     const double sum_normal = sum_of(n, [=](std::int64_t i, auto access) {
         const V gradient = mul(access.read(dy + i), access.read(weight + i));
         return access.keep(mul(gradient, mul(sub(access.read(x + i), centers), inverses)));
@@ -226,7 +232,8 @@ void softmax_backward_row(float* dp, const float* p, float delta, float scale, s
 
 // 2 FLOPs, 8 bytes per element.
 float dot_row(const float* x, const float* y, std::int64_t n) {
-    return static_cast<float>(sum_of(n, [=](std::int64_t i, auto access) { return mul(access.read(x + i), access.read(y + i)); }));
+    return static_cast<float>(
+        sum_of(n, [=](std::int64_t i, auto access) { return mul(access.read(x + i), access.read(y + i)); }));
 }
 
 // --- optimizer --------------------------------------------------------------------------------------
@@ -242,8 +249,8 @@ double sum_squares_row(const float* x, std::int64_t n) {
 }
 
 // Adam with decoupled weight decay (Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019):
-// m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; master -= decay master + step_size m / (sqrt(v) correction2 + eps).
-// 15 FLOPs, 28 bytes per element: memory binds.
+// m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; master -= decay master + step_size m / (sqrt(v)
+// correction2 + eps). 15 FLOPs, 28 bytes per element: memory binds.
 void adamw_row(float* master, float* m, float* v, const float* gradient, std::int64_t n, const AdamWRow* row) {
     const V beta1 = set(row->beta1), beta2 = set(row->beta2), gain1 = set(row->gain1), gain2 = set(row->gain2);
     const V eps = set(row->eps), step = set(-row->step_size), correction2 = set(row->correction2);

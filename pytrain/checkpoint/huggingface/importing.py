@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pytrain.checkpoint.companions import NAMES, file_sha256
+from pytrain.checkpoint.companions import NAMES, file_sha256, find_tokenizer
 from pytrain.checkpoint.files import naming
 from pytrain.checkpoint.huggingface.configuration import TOKEN_IDS, import_model, read_json
 from pytrain.checkpoint.huggingface.names import HEAD, IGNORED, Match, matches
@@ -73,9 +73,7 @@ def import_huggingface(
         raise UserError(f"{folder} holds no config.json, so it is not a model in Hugging Face form")
     existing = newest_checkpoint(run_folder)
     if existing is not None:
-        raise UserError(
-            f"{run_folder} already holds the checkpoint {existing.name}; name another run folder"
-        )
+        raise UserError(f"{run_folder} already holds the checkpoint {existing.name}; name another run folder")
     model = import_model(folder / "config.json")
     source = _with_prefix(WeightFiles.open(folder), model)
     shapes = {entry.tensor: entry for entry in weight_entries(model, "fp32")}
@@ -84,7 +82,7 @@ def import_huggingface(
     if needed > free:
         raise UserError(f"{run_folder}: the checkpoint needs {needed} bytes, and {free} are free")
     check_writable(run_folder)
-    companions = {name: folder / name for name in NAMES if (folder / name).is_file()}
+    companions = _companions(folder)
     tokenizer = _copy_tokenizer(companions, run_folder / TOKENIZER_FOLDER)
     dtype = next(piece.entry.dtype for piece in pieces if piece.entry.tensor == "embed.tokens")
     text = _run_toml(run_folder, model, dtype, tokenizer)
@@ -187,20 +185,29 @@ def _check_tied(source: WeightFiles, wanted: list[Match]) -> None:
         )
 
 
-def _copy_tokenizer(companions: Mapping[str, Path], folder: Path) -> Path | None:
-    """Copy the tokenizer where no cleaning of checkpoints removes it; the one that pytrain is to load."""
-    model = companions.get("tokenizer.model")
+def _companions(folder: Path) -> dict[str, Path]:
+    """The tokenizer's files, the one that pytrain is to load first; others are kept for an export.
+
+    SentencePiece's own format comes first, because reading it needs no further package.
+    """
+    found = {name: folder / name for name in NAMES if (folder / name).is_file()}
+    model = found.pop("tokenizer.model", None)
     # Llama 3 calls a file tokenizer.model that is none of SentencePiece's.
-    usable = [name for name in ("tokenizer.json",) if name in companions]
     if model is not None and is_sentencepiece(model):
-        usable.insert(0, "tokenizer.model")
-    if not usable:
+        return {"tokenizer.model": model, **found}
+    return found
+
+
+def _copy_tokenizer(companions: Mapping[str, Path], folder: Path) -> Path | None:
+    """Copy the files to where no bounding of the disk deletes them; the path of the tokenizer there."""
+    tokenizer = find_tokenizer(companions)
+    if tokenizer is None:
         return None
     with naming(folder, "written to"):
         folder.mkdir(exist_ok=True)
         for name, path in companions.items():
             shutil.copyfile(path, folder / name)
-    return folder / usable[0]
+    return folder / tokenizer.name
 
 
 def _run_toml(run_folder: Path, model: ModelConfig, dtype: str, tokenizer: Path | None) -> str:

@@ -4,11 +4,14 @@ transformers' own LlamaTokenizer reads a tokenizer.model only with protobuf inst
 BPE. The `.model` file is copied too, for other tools.
 """
 
+import base64
 import json
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pytrain.checkpoint.companions import find_tokenizer
 from pytrain.errors import UserError
 
 SPACE = "\u2581"  # how SentencePiece writes a space
@@ -53,10 +56,8 @@ def end_of_document(files: Mapping[str, Path]) -> int | None:
     "none."""
     from pytrain.data.tokenizer import load_tokenizer
 
-    for name in ("tokenizer.json", "tokenizer.model"):
-        if name in files:
-            return load_tokenizer(files[name]).eod_id
-    return None
+    path = find_tokenizer(files)
+    return None if path is None else load_tokenizer(path).eod_id
 
 
 def generated_files(contents: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -84,37 +85,38 @@ def generated_files(contents: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
-    """The content of a tokenizer.json that encodes as the model does.
-
-    Raises:
-        UserError: the model rewrites text in a way that is not expressed here.
-    """
-    if model.normalization or model.squeeze_spaces:
-        raise UserError(
-            "tokenizer.model normalizes text (normalization rule or extra whitespace), which pytrain does "
-            "not convert to a tokenizer.json; export with the model's own tokenizer.json beside it"
-        )
-    replace: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    """The content of a tokenizer.json that encodes as the model does."""
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
-    normalizers = [replace]
     if model.dummy_prefix:
-        normalizers.insert(0, {"type": "Prepend", "prepend": SPACE})
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": list(_added_tokens(model)),
-        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "normalizer": {"type": "Sequence", "normalizers": list(_normalizers(model))},
         "pre_tokenizer": None,
         "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": _unigram(model) if model.kind == UNIGRAM else _bpe(model),
     }
+
+
+def _normalizers(model: SentencePieceModel) -> Iterator[dict[str, Any]]:
+    """What happens to the text first; the order is SentencePiece's."""
+    if model.normalization:
+        charsmap = base64.b64encode(model.normalization).decode()
+        yield {"type": "Precompiled", "precompiled_charsmap": charsmap}
+    if model.squeeze_spaces:
+        yield {"type": "Replace", "pattern": {"Regex": "^ +| +$"}, "content": ""}
+        yield {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+    if model.dummy_prefix:
+        yield {"type": "Prepend", "prepend": SPACE}
+    yield {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 
 
 def _added_tokens(model: SentencePieceModel) -> Iterator[dict[str, Any]]:
@@ -230,6 +232,4 @@ def _signed(value: int) -> int:
 
 
 def _float(content: bytes | None) -> float:
-    import struct
-
     return struct.unpack("<f", content)[0] if content else 0.0

@@ -1,0 +1,13 @@
+# The tests of kernels, model and training once more under every other instruction set that this machine can run.
+. "$(dirname "$0")/common.sh" "$@"
+
+activate
+pip install pytest hypothesis
+facts() { python -c "from pytrain import _native; facts = _native.information(); print($1)"; }
+default=$(facts 'facts["isa"]')
+for isa in $(facts '*facts["isas_available"]'); do
+    if [ "$isa" != "$default" ]; then
+        echo "+ PYTRAIN_ISA=$isa"
+        PYTRAIN_ISA=$isa pytest_phase "isa_$isa" tests/native
+    fi
+done
