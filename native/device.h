@@ -59,7 +59,7 @@ struct Embed {
     const std::int32_t* positions;                  // (rows)
 };
 
-// x (rows, width). With `partial`, the residual stream is completed first: x += partial [+ partial_bias], and x is written back.
+// One norm over rows of the residual stream.
 struct Norm {
     NormKind kind;
     std::int64_t rows, width;
@@ -84,7 +84,8 @@ struct Attention {
 };
 
 struct AdamW {
-    float beta1, beta2, eps;
+    double beta1, beta2;
+    float eps;
     float step_size;       // lr / (1 - beta1^t)
     float correction2;     // 1 / sqrt(1 - beta2^t)
     float decay;           // lr * weight_decay, 0 where the tensor is not decayed

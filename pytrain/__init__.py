@@ -13,8 +13,8 @@ import pkgutil
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# In a checkout this folder hides the installed package, and with it the compiled modules that only an installation
-# has: look for what is not here in the other `pytrain` folders of the path.
+# In a checkout this folder hides the installed package, and with it the compiled modules that only an
+# installation has: look for what is not here in the other `pytrain` folders of the path.
 __path__ = pkgutil.extend_path(__path__, __name__)
 
 if TYPE_CHECKING:

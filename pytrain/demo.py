@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 VOCABULARY = 2048
 TOKENIZER_BYTES = 3 << 20  # of text that the tokenizer is trained on
 HELDOUT_BYTES = 300_000  # of held-out text, in whole modules of at most half of it
-SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3", "turtledemo"}
+SKIPPED = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "__pycache__",
+    "lib2to3",
+    "turtledemo",
+}
 PROMPT = 'def read_lines(path):\n    """'
 
 Say = Callable[[str], None]
@@ -76,7 +85,9 @@ def run(folder: Path, say: Say = print, steps: int | None = None) -> DemoResult:
     tables["data"] |= {"train": [str(data / "train")], "heldout": [str(data / "heldout")]}
     tables["evaluation"] = {"every": int(recipe["run.steps"]), "batches": 0}
     config = build(tables, "the demo's configuration")
-    say(f"training {_millions(config)} parameters for {config.run.steps} steps of {config.step_tokens} tokens")
+    say(
+        f"training {_millions(config)} parameters for {config.run.steps} steps of {config.step_tokens} tokens"
+    )
     with Trainer(config) as trainer:
         result = trainer.run()
         if result.stopped or result.last is None:
@@ -122,8 +133,8 @@ def _conclude(found: DemoResult, folder: Path, seconds: float, say: Say) -> None
     python = f"{Path(sys.executable).name} -m pytrain"
     bits = found.heldout.bits_per_byte
     say(
-        f"\ndone in {seconds:.0f} s. Held-out loss {found.heldout.loss:.3f} nats per token, {found.share:.2f} of the "
-        f"{found.unigram_entropy:.3f} that token frequencies alone give"
+        f"\ndone in {seconds:.0f} s. Held-out loss {found.heldout.loss:.3f} nats per token, "
+        f"{found.share:.2f} of the {found.unigram_entropy:.3f} that token frequencies alone give"
         + ("" if bits is None else f"; {bits:.3f} bits per byte")
     )
     say(f"\nA sample from the model:\n{found.sample}\n")
@@ -172,7 +183,11 @@ def modules(library: Path) -> Iterator[tuple[str, list[str]]]:
         if path.name in SKIPPED or path.name.startswith("_sysconfigdata"):
             continue
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.suffix == ".py" else []
-        texts = [text for file in files if not SKIPPED & set(file.parts[len(library.parts) :]) and (text := read(file))]
+        texts = [
+            text
+            for file in files
+            if not SKIPPED & set(file.parts[len(library.parts) :]) and (text := read(file))
+        ]
         if texts:
             yield path.stem, texts
 
@@ -205,4 +220,3 @@ def write_jsonl(path: Path, texts: Sequence[str]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for text in texts:
             file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-

@@ -11,19 +11,21 @@ from pytrain.collectives import Group
 from pytrain.data.loader import Batch
 from pytrain.optimizer import AdamW, UpdateResult
 from pytrain.schedule import Action, Kind, Program
-from pytrain.stage import Stage
+from pytrain.stage import Scalar, Stage
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did. `update` is None in evaluation."""
+    """What one step did."""
 
     loss_sum: float
     """Sum over the targets of all micro-batches, in nats."""
     target_count: int
+    """Targets that counted in the loss."""
     update: UpdateResult | None
+    """None in evaluation."""
     native_seconds: float
     """Wall time inside native calls; the rest of the step is Python's."""
 
@@ -67,20 +69,22 @@ class Engine:
         self.group.all_reduce(count)
         scalars = self.stage.scalars
         scalars[:] = 0.0
-        scalars[5] = loss_scale / max(count[0], 1.0)
+        scalars[Scalar.GRADIENT_SCALE] = loss_scale / max(count[0], 1.0)
         if training:
             self._timed(self.stage.zero_gradients)
         update = None
         for action in program:
             if action.kind is Kind.UPDATE:
-                assert self.optimizer is not None
-                optimizer = self.optimizer
-                update = self._timed(lambda: optimizer.update(learning_rate, loss_scale))
+                update = self._timed(lambda: self._update(learning_rate, loss_scale))
             else:
                 self._run_pass(action, batches, "train" if training else "evaluate")
-        sums = scalars[:2].copy()
+        sums = scalars[[Scalar.LOSS_SUM, Scalar.TARGET_COUNT]]
         self.group.all_reduce(sums)
         return StepResult(float(sums[0]), int(sums[1]), update, self._native_seconds)
+
+    def _update(self, learning_rate: float, loss_scale: float) -> UpdateResult:
+        assert self.optimizer is not None, "a program with an UPDATE needs an optimizer"
+        return self.optimizer.update(learning_rate, loss_scale)
 
     def _run_pass(self, action: Action, batches: Sequence[Batch], pass_: str) -> None:
         assert action.microbatch is not None
@@ -91,9 +95,13 @@ class Engine:
         elif action.kind is Kind.BACKWARD:
             self._timed(lambda: self.stage.backward(slot))
         elif action.kind is Kind.BACKWARD_INPUT:
-            self._timed(lambda: self.stage.native.backward_input(slot, self.stage.first_op, self.stage.last_op))
+            self._timed(
+                lambda: self.stage.native.backward_input(slot, self.stage.first_op, self.stage.last_op)
+            )
         else:
-            self._timed(lambda: self.stage.native.backward_weight(slot, self.stage.first_op, self.stage.last_op))
+            self._timed(
+                lambda: self.stage.native.backward_weight(slot, self.stage.first_op, self.stage.last_op)
+            )
 
     def _timed(self, call: Callable[[], T]) -> T:
         started = time.perf_counter()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pytrain.config import RunConfig
 
 ASSUMED_SHARE = 0.5  # of the peak, where nothing was measured: between what small and large models reach
+PROBE_SECONDS = 0.1
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -65,7 +66,13 @@ def activations_by_lifetime(config: "RunConfig") -> dict[str, int]:
 def measured_peak() -> float:
     """FLOP/s of fused multiply-adds on all threads, probed for a fraction of a second."""
     device = native().CpuDevice()
-    return float(device.peak_flops(0.3))
+    repeats, seconds, flops = 10_000, 0.0, 0.0
+    while seconds < PROBE_SECONDS:
+        repeats *= 4
+        started = time.perf_counter()
+        flops = device.peak_flops(repeats)
+        seconds = time.perf_counter() - started
+    return flops / seconds
 
 
 def report(config: "RunConfig") -> str:

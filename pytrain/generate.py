@@ -1,5 +1,7 @@
 """Text from a trained model, a token at a time, with a cache of keys and values."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,15 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pytrain import _native
 from pytrain.errors import UserError
+from pytrain.native import native
 from pytrain.stage import Stage, native_shape
 
 if TYPE_CHECKING:
+    from pytrain import _native
     from pytrain.config import ModelConfig
     from pytrain.data.tokenizer import Tokenizer
 
-CHUNK = 128
+CHUNK = 128  # tokens of a prompt that go through the model at once
 
 
 class Generator:
@@ -26,20 +29,21 @@ class Generator:
         model: shape of the model.
         policy: storage types of weights and activations.
         weights: one buffer per bucket of the whole model.
-        capacity: most tokens of prompt and continuation together; at most model.context with learned positions.
+        capacity: most tokens of prompt and continuation together; with learned positions at most
+            model.context.
     """
 
     def __init__(
         self,
         device: _native.Device,
-        model: "ModelConfig",
+        model: ModelConfig,
         policy: _native.Policy,
         weights: Sequence[_native.Buffer],
         capacity: int,
     ) -> None:
         self.vocabulary = model.vocabulary
         self._weights = tuple(weights)  # the decoder points at them
-        self._decoder = _native.Decoder(
+        self._decoder: _native.Decoder = native().Decoder(
             device, native_shape(model), policy, capacity=capacity, chunk=min(CHUNK, capacity)
         )
         for index, buffer in enumerate(self._weights):
@@ -86,30 +90,40 @@ class Generator:
         seed: int = 1234,
         stop: int | None = None,
     ) -> Iterator[int]:
-        """Yield up to `tokens` tokens that follow `prompt`, ending after `stop`.
+        """Up to `tokens` tokens that follow `prompt`, one at a time, ending after `stop`.
 
         Args:
             prompt: at least one token.
-            tokens: most tokens to yield; ends early when the cache is full.
+            tokens: most tokens to come; ends early when the cache is full.
             temperature: 0 takes the likeliest.
             top_k: sample among the likeliest k only; 0 for all.
             top_p: sample among the likeliest that together have this probability.
             seed: the same seed, the same tokens.
-            stop: id that ends the continuation (it is yielded).
+            stop: id that ends the continuation (it comes too).
+
+        Raises:
+            UserError: the prompt is empty, or leaves no room to continue.
         """
         if not prompt:
             raise UserError("the prompt is empty: give at least one token to continue")
         if len(prompt) >= self.capacity:
-            raise UserError(f"the prompt has {len(prompt)} tokens, and the model continues at most {self.capacity - 1}")
+            raise UserError(
+                f"the prompt has {len(prompt)} tokens, and the model continues at most {self.capacity - 1}"
+            )
         random = np.random.Generator(np.random.Philox(seed))
-        self.forget()
-        logits = self._last_logits(prompt)
-        for count in range(min(tokens, self.capacity - len(prompt))):
-            token = choose(logits, temperature, top_k, top_p, random)
-            yield token
-            if token == stop or count + 1 == min(tokens, self.capacity - len(prompt)):
-                return
-            logits = self.logits([token])[0]
+        room = min(tokens, self.capacity - len(prompt))
+
+        def continuation() -> Iterator[int]:
+            self.forget()
+            logits = self._last_logits(prompt)
+            for left in range(room, 0, -1):
+                token = choose(logits, temperature, top_k, top_p, random)
+                yield token
+                if token == stop or left == 1:
+                    return
+                logits = self.logits([token])[0]
+
+        return continuation()  # the prompt was checked when asked, not when the first token is taken
 
 
 class LoadedModel:
@@ -127,34 +141,34 @@ class LoadedModel:
 
         from pytrain.checkpoint import Checkpoint, TensorPiece
         from pytrain.config import build_model
-        from pytrain.native import native
 
         self.checkpoint = Checkpoint.open(path)
         table = tomllib.loads(self.checkpoint.config_text)
         self.model = build_model(table["model"], str(self.checkpoint.folder / "config.toml"))
         dtype = table.get("precision", {}).get("dtype", "fp32")
-        self.device = native().CpuDevice()
-        self.policy = native().Policy(weights=dtype, activations=dtype)
+        self.device: _native.CpuDevice = native().CpuDevice()
+        self.policy: _native.Policy = native().Policy(weights=dtype, activations=dtype)
         shape = native_shape(self.model)
-        self.layout = native().Layout(shape, 0, shape.op_count)
-        self.weights = [
+        self.layout: _native.Layout = native().Layout(shape, 0, shape.op_count)
+        self.weights: list[_native.Buffer] = [
             native().Buffer(self.device, bucket.elements, dtype, "weights") for bucket in self.layout.buckets
         ]
         self.checkpoint.read_into(
             [
-                TensorPiece("", spec.name, dtype, spec.shape, 0, Stage.slice_of(self.weights[spec.bucket], spec))
+                TensorPiece(
+                    "", spec.name, dtype, spec.shape, 0, Stage.slice_of(self.weights[spec.bucket], spec)
+                )
                 for spec in self.layout.tensors
             ],
             convert_dtype=True,
         )
 
     def generator(self, capacity: int) -> Generator:
-        """A generator over these weights; learned positions end at model.context."""
-        if self.model.family == "gpt2":
-            capacity = min(capacity, self.model.context)
+        """A generator over these weights for `capacity` tokens, but not for more than model.context."""
+        capacity = min(capacity, self.model.context)
         return Generator(self.device, self.model, self.policy, self.weights, capacity)
 
-    def tokenizer(self) -> "Tokenizer":
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer that was copied into the checkpoint."""
         from pytrain.data.tokenizer import load_tokenizer
 
@@ -167,7 +181,7 @@ class LoadedModel:
 def choose(
     logits: NDArray[np.float32], temperature: float, top_k: int, top_p: float, random: np.random.Generator
 ) -> int:
-    """One token from logits (vocabulary,)."""
+    """One token from logits (vocabulary,); the options are those of `Generator.continue_tokens`."""
     if temperature == 0:
         return int(np.argmax(logits))
     scaled = logits.astype(np.float64) / temperature
@@ -179,7 +193,8 @@ def choose(
     if top_p < 1.0:
         kept = int(np.searchsorted(np.cumsum(weights), top_p)) + 1
         order, weights = order[:kept], weights[:kept] / weights[:kept].sum()
-    return int(order[min(int(np.searchsorted(np.cumsum(weights), random.random(), side="right")), len(order) - 1)])
+    drawn = int(np.searchsorted(np.cumsum(weights), random.random(), side="right"))
+    return int(order[min(drawn, len(order) - 1)])  # the sum of the weights may round to less than 1
 
 
 def generate_text(
@@ -192,22 +207,32 @@ def generate_text(
     top_p: float = 1.0,
     seed: int = 1234,
 ) -> Iterator[str]:
-    """Yield pieces of text that continue `prompt`, written by the model of a run folder or checkpoint.
+    """Pieces of text that continue `prompt`, as the model of a run folder or checkpoint writes them.
 
     Raises:
-        UserError: no whole checkpoint there, or no tokenizer in it.
+        UserError: no whole checkpoint there, no tokenizer in it, or a prompt longer than the model's context.
     """
     from pytrain.data.tokenizer import StreamDecoder
 
     loaded = LoadedModel(path)
     tokenizer = loaded.tokenizer()
     ids = tokenizer.encode(prompt) or [tokenizer.eod_id]
-    decoder = StreamDecoder(tokenizer)
-    generator = loaded.generator(len(ids) + tokens)
-    for token in generator.continue_tokens(
-        ids, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=tokenizer.eod_id
-    ):
-        if token != tokenizer.eod_id and (piece := decoder.push(token)):
-            yield piece
-    if rest := decoder.finish():
-        yield rest
+    continuation = loaded.generator(len(ids) + tokens).continue_tokens(
+        ids,
+        tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop=tokenizer.eod_id,
+    )
+
+    def pieces() -> Iterator[str]:
+        decoder = StreamDecoder(tokenizer)
+        for token in continuation:
+            if token != tokenizer.eod_id and (piece := decoder.push(token)):
+                yield piece
+        if rest := decoder.finish():
+            yield rest
+
+    return pieces()

@@ -1,4 +1,4 @@
-"""Where a rank stands: data-parallel x pipeline x tensor-parallel coordinates. Pure arithmetic, tp fastest."""
+"""Where a rank stands: its data-parallel, pipeline and tensor-parallel coordinates, tp fastest."""
 
 from dataclasses import dataclass
 

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
-GROWTH_INTERVAL = 1000
+GROWTH_INTERVAL = 1000  # steps
 
 
 @dataclass
 class LossScale:
-    """The factor on the loss, and how many steps in a row it was not too large (Micikevicius, arXiv 1710.03740)."""
+    """The factor on the loss, and how many steps in a row it was not too large (arXiv 1710.03740).
+
+    A scale that is not dynamic stays as it is.
+    """
 
     value: float
     dynamic: bool

@@ -1,4 +1,4 @@
-"""The compiled modules, or one sentence about why they are not there."""
+"""The compiled module, or one sentence about why it is not there."""
 
 from functools import cache
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ def native() -> "ModuleType":
     """`pytrain._native`.
 
     Raises:
-        UserError: it was not built, cannot be loaded, or is another version's.
+        UserError: it was not built, or cannot be loaded.
     """
     try:
         from pytrain import _native

@@ -1,16 +1,19 @@
 """AdamW over the flat buckets of a stage, with the global gradient norm and clipping."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pytrain import _native
 from pytrain.collectives import Group
-from pytrain.stage import Stage
+from pytrain.native import native
+from pytrain.stage import Scalar, Stage
 
 if TYPE_CHECKING:
+    from pytrain import _native
     from pytrain.config.run import OptimizerSection
 
 
@@ -19,7 +22,9 @@ class UpdateResult:
     """What the device says of a finished update."""
 
     gradient_norm: float
+    """Before clipping, over all parameters of the model."""
     finite: bool
+    """False: the gradient had an infinity or NaN, and the update was left out."""
 
 
 class AdamW:
@@ -29,7 +34,7 @@ class AdamW:
     that the weights are rounded from.
     """
 
-    def __init__(self, stage: Stage, settings: "OptimizerSection", group: Group) -> None:
+    def __init__(self, stage: Stage, settings: OptimizerSection, group: Group) -> None:
         self.stage = stage
         self.settings = settings
         self.group = group
@@ -37,13 +42,16 @@ class AdamW:
         device, policy = stage.device, stage.policy
         sizes = [bucket.elements for bucket in stage.layout.buckets]
         self.has_master = policy.master != policy.weights
-        self.master = (
-            [_native.Buffer(device, size, policy.master, "master") for size in sizes]
+        self.master: list[_native.Buffer] = (
+            [native().Buffer(device, size, policy.master, "master") for size in sizes]
             if self.has_master
             else stage.weights
         )
-        self.first = [_native.Buffer(device, size, "fp32", "optimizer") for size in sizes]
-        self.second = [_native.Buffer(device, size, "fp32", "optimizer") for size in sizes]
+        self.first: list[_native.Buffer]  # moments
+        self.second: list[_native.Buffer]
+        self.first, self.second = (
+            [native().Buffer(device, size, "fp32", "optimizer") for size in sizes] for _ in range(2)
+        )
         self._sum = np.zeros(1, np.float64)
 
     def initialise(self, seed: int) -> None:
@@ -64,7 +72,7 @@ class AdamW:
                 self.stage.device.convert(master.array, weights.array, self.stage.half)
 
     def update(self, learning_rate: float, loss_scale: float = 1.0) -> UpdateResult:
-        """Clip by the global norm and take one step; a gradient that is not finite leaves everything as it was.
+        """Clip by the global norm and take one step; after a gradient that is not finite nothing has changed.
 
         Args:
             learning_rate: of this step.
@@ -100,7 +108,7 @@ class AdamW:
                 decay=decay,
                 half=stage.half,
             )
-        norm, _, finite, _ = stage.scalars[2:6]
+        finite = bool(stage.scalars[Scalar.FINITE])
         if finite:
             self.updates = count
-        return UpdateResult(float(norm), bool(finite))
+        return UpdateResult(float(stage.scalars[Scalar.GRADIENT_NORM]), finite)

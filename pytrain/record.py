@@ -21,7 +21,7 @@ RUN_TOML, RECORD = "run.toml", "record.json"
 def run_record(
     config: "RunConfig", grid: "Grid", tokenizer: "Tokenizer", loader: "Loader", heldout: "list[HeldOut]"
 ) -> dict[str, Any]:
-    """Version, machine, libraries, grid, seed and hashes of everything that the result hangs on; JSON values."""
+    """Version, machine, libraries, grid, seed and hashes of all that the result hangs on, as JSON values."""
     from pytrain import information
     from pytrain.native import native
 
@@ -58,6 +58,8 @@ def write_record(folder: Path, config: "RunConfig", record: dict[str, Any]) -> N
 
     try:
         (folder / RUN_TOML).write_text(resolved_toml(config), encoding="utf-8")
-        (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / RECORD).write_text(
+            json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     except OSError as error:
         raise UserError(f"{folder} cannot be written to: {error.strerror}") from None

@@ -30,6 +30,7 @@ class Action:
 
 
 Program = tuple[Action, ...]
+_ENDS = (Kind.BACKWARD, Kind.BACKWARD_WEIGHT)
 
 
 def one_stage(micro_batches: int) -> Program:
@@ -48,10 +49,15 @@ def forward_only(micro_batches: int) -> Program:
 
 
 def peak_in_flight(program: Program) -> int:
-    """Most micro-batches between their forward and the end of their backward: the activation slots needed."""
+    """Most micro-batches between their forward and the end of their backward: the activation slots needed.
+
+    A micro-batch that never comes back needs its slot for its forward alone.
+    """
+    come_back = {action.microbatch for action in program if action.kind in _ENDS}
     in_flight = peak = 0
     for action in program:
         in_flight += action.kind is Kind.FORWARD
         peak = max(peak, in_flight)
-        in_flight -= action.kind in (Kind.BACKWARD, Kind.BACKWARD_WEIGHT)
+        forward_alone = action.kind is Kind.FORWARD and action.microbatch not in come_back
+        in_flight -= action.kind in _ENDS or forward_alone
     return peak

@@ -1,27 +1,42 @@
 """A range of ops on one rank with the parameters it works on, in native memory."""
 
+from __future__ import annotations
+
 import hashlib
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pytrain import _native
-from pytrain.data.loader import Batch
+from pytrain.native import native
 
 if TYPE_CHECKING:
+    from pytrain import _native
     from pytrain.config import ModelConfig
     from pytrain.config.run import PrecisionSection
+    from pytrain.data.loader import Batch
 
 Array = NDArray[np.generic]
 
 
-def native_shape(model: "ModelConfig") -> _native.Shape:
+class Scalar(IntEnum):
+    """Where each of a step's numbers is in `Stage.scalars`; the device reads and writes them, see device.h."""
+
+    LOSS_SUM = 0
+    TARGET_COUNT = 1
+    GRADIENT_NORM = 2
+    CLIP_FACTOR = 3
+    FINITE = 4
+    GRADIENT_SCALE = 5
+
+
+def native_shape(model: ModelConfig) -> _native.Shape:
     """The native description of a model."""
     gpt2 = model.family == "gpt2"
-    return _native.Shape(
+    shape: _native.Shape = native().Shape(
         layers=model.layers,
         hidden=model.hidden,
         heads=model.heads,
@@ -38,10 +53,15 @@ def native_shape(model: "ModelConfig") -> _native.Shape:
         norm_eps=model.norm_eps,
         rope_frequencies=[] if gpt2 else rope_frequencies(model),
     )
+    return shape
 
 
-def rope_frequencies(model: "ModelConfig") -> list[float]:
-    """Radians per position of each rotated pair (RoFormer, arXiv 2104.09864), stretched as Llama 3 does if asked."""
+def rope_frequencies(model: ModelConfig) -> list[float]:
+    """Radians per position of each of the head_size/2 rotated pairs (RoFormer, arXiv 2104.09864).
+
+    With `rope_scaling` they are stretched as Llama 3.1 does: slow pairs by `factor`, fast ones not at all,
+    those between by something between.
+    """
     half = model.head_size // 2
     frequencies = [model.rope_theta ** (-pair / half) for pair in range(half)]
     scaling = model.rope_scaling
@@ -57,15 +77,16 @@ def rope_frequencies(model: "ModelConfig") -> list[float]:
     return stretched
 
 
-def native_policy(precision: "PrecisionSection") -> _native.Policy:
+def native_policy(precision: PrecisionSection) -> _native.Policy:
     """The storage type of each kind of tensor."""
-    return _native.Policy(
+    policy: _native.Policy = native().Policy(
         weights=precision.dtype,
         activations=precision.dtype,
         gradients=precision.gradients,
         gradient_reduction=precision.gradient_reduction,
         master=precision.master,
     )
+    return policy
 
 
 def half_of(policy: _native.Policy) -> str:
@@ -79,16 +100,34 @@ def tensor_key(name: str) -> int:
 
 
 class Stage:
-    """Ops [first_op, last_op) of a model on one tensor-parallel rank, with weights and (in training) gradients.
+    """Ops [first_op, last_op) of a model on one tensor-parallel rank, with weights and maybe gradients.
 
     Parameters are addressed by name; arrays are views of native memory: float32, or uint16 that holds bf16 or
     fp16 bits. With all ops and one rank this is the whole model.
+
+    Args:
+        device: where everything lives.
+        model: the whole model, of which this is a part.
+        policy: storage type of each kind of tensor.
+        batch: sequences per micro-batch.
+        length: tokens per sequence.
+        recompute: "none", "selective" or "full": what backward computes again instead of reading it.
+        first_op: of this stage; ops are counted from the embedding on.
+        last_op: the one after its last; None for all that follow.
+        tp_rank: which tensor-parallel slice.
+        tp_size: how many slices there are.
+        slots: micro-batches that may be between forward and backward at once.
+        training: False keeps no gradients and no activations, and only evaluates.
+        defer_weight: keep what `backward_weight` needs until it is called.
+
+    Raises:
+        pytrain._native.Error: sizes that do not fit each other; the message names them.
     """
 
     def __init__(
         self,
         device: _native.CpuDevice,
-        model: "ModelConfig",
+        model: ModelConfig,
         policy: _native.Policy,
         *,
         batch: int,
@@ -110,7 +149,7 @@ class Stage:
         self.first_op = first_op
         self.last_op = self.shape.op_count if last_op is None else last_op
         self.tp_rank, self.tp_size = tp_rank, tp_size
-        self.native = _native.Stage(
+        self.native: _native.Stage = native().Stage(
             device,
             self.shape,
             policy,
@@ -125,12 +164,13 @@ class Stage:
             training=training,
             defer_weight=defer_weight,
         )
-        self.layout = self.native.layout
-        self.weights = [
-            _native.Buffer(device, bucket.elements, policy.weights, "weights") for bucket in self.layout.buckets
+        self.layout: _native.Layout = self.native.layout
+        self.weights: list[_native.Buffer] = [
+            native().Buffer(device, bucket.elements, policy.weights, "weights")
+            for bucket in self.layout.buckets
         ]
-        self.gradients = [
-            _native.Buffer(device, bucket.elements, policy.gradients, "gradients")
+        self.gradients: list[_native.Buffer] = [
+            native().Buffer(device, bucket.elements, policy.gradients, "gradients")
             for bucket in self.layout.buckets
             if training
         ]
@@ -141,26 +181,30 @@ class Stage:
 
     @property
     def scalars(self) -> NDArray[np.float64]:
-        """(6,): loss_sum, target_count, gradient_norm, clip_factor, finite, gradient_scale of the step."""
+        """(6,), the numbers of the step: see `Scalar`. A view; writing changes what the device reads."""
         return self.native.scalars
 
     def parameters(self) -> Iterator[tuple[_native.TensorSpec, Array]]:
-        """Every tensor held here with its flat elements, in the order of the table."""
+        """Every tensor held here with its elements (spec.elements,), in the order of the table."""
         for spec in self.layout.tensors:
             yield spec, self.slice_of(self.weights[spec.bucket], spec)
 
     @staticmethod
     def slice_of(buffer: _native.Buffer, spec: _native.TensorSpec) -> Array:
-        """The elements of a tensor in a buffer laid out like its bucket."""
+        """(spec.elements,): those of a tensor in a buffer laid out like its bucket."""
         return buffer.array[spec.offset : spec.offset + spec.elements]
 
     def parameter(self, name: str) -> Array:
-        """This rank's part of a weight, in its local shape; writing changes the model."""
+        """This rank's part of a weight, in its local shape; writing changes the model.
+
+        Raises:
+            KeyError: no such tensor in this stage.
+        """
         spec = self._spec(name)
         return self.slice_of(self.weights[spec.bucket], spec).reshape(spec.local_shape)
 
     def gradient(self, name: str) -> Array:
-        """The accumulated gradient of a weight, in its local shape."""
+        """The accumulated gradient of a weight, in its local shape; KeyError as for `parameter`."""
         spec = self._spec(name)
         return self.slice_of(self.gradients[spec.bucket], spec).reshape(spec.local_shape)
 
@@ -171,7 +215,7 @@ class Stage:
         return self.layout.tensors[index]
 
     def initialise(self, seed: int, target: list[_native.Buffer] | None = None) -> None:
-        """Draw the initial weights into `target` (laid out like the buckets), by default the weights themselves.
+        """Draw the initial weights into `target` (one buffer per bucket), by default the weights themselves.
 
         Each element depends on the seed, the tensor's name and its global index alone.
         """
@@ -202,14 +246,14 @@ class Stage:
         self.native.document_starts(slot)[:] = batch.document_starts
 
     def forward(self, slot: int, pass_: str = "train") -> None:
-        """All ops of this stage."""
+        """All ops of this stage; `pass_` is "train", or "evaluate" where no backward will follow."""
         self.native.forward(slot, self.first_op, self.last_op, pass_)
 
     def backward(self, slot: int) -> None:
         """All ops of this stage, each weight gradient straight after its input gradient."""
         self.native.backward(slot, self.first_op, self.last_op)
 
-    def load_weights(self, values: "dict[str, Any]") -> None:
+    def load_weights(self, values: Mapping[str, NDArray[np.floating]]) -> None:
         """Set every weight from whole (global) arrays by name; fp32 storage only. For tests and import."""
         for spec in self.layout.tensors:
             whole = np.asarray(values[spec.name], np.float32)

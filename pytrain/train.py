@@ -25,7 +25,7 @@ from pytrain.native import native
 from pytrain.optimizer import AdamW
 from pytrain.progress import Progress, make_progress
 from pytrain.record import run_record, write_record
-from pytrain.schedule import one_stage
+from pytrain.schedule import one_stage, peak_in_flight
 from pytrain.stage import Stage, native_policy
 from pytrain.stopping import stop_request
 from pytrain.training_state import optimizer_pieces, weight_pieces
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pytrain.config import RunConfig
 
 METRICS = "metrics.jsonl"
+SAMPLE_CAPACITY = 2048
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Trainer:
                 f"model.vocabulary ({config.model.vocabulary}) is smaller than the {self.tokenizer.vocabulary_size} "
                 f"tokens of {config.tokenizer.path}; raise it"
             )
+        self._check_prompts()
         self.loader, self.heldout = _open_data(config, self.tokenizer.sha256)
         self.device = native().CpuDevice()
         self.stage = Stage(
@@ -82,6 +84,7 @@ class Trainer:
             batch=config.batch.micro_batch,
             length=config.data.sequence_length,
             recompute=config.recompute.of_stage(0),
+            slots=peak_in_flight(one_stage(config.micro_batches)),
         )
         self.optimizer = AdamW(self.stage, config.optimizer, self.group)
         self.engine = Engine(self.stage, self.optimizer, self.group)
@@ -114,25 +117,19 @@ class Trainer:
 
     def run(self) -> TrainResult:
         """Train to the configured number of steps, or until a signal asks to stop; save at the end."""
-        last = None
-        saved_at = self.step_number if self.step_number else None
+        last = stopped = None
         with stop_request() as stop:
-            while self.step_number < self.config.run.steps:
+            while stopped is None and self.step_number < self.config.run.steps:
                 last = self.step()
                 self.metrics.write(last)
                 self.progress.step(last)
+                stopped = stop.name  # read once: a signal from here on is for the next step
                 finished = self.step_number == self.config.run.steps
-                if finished or stop.name or _is_due(self.step_number, self.config.checkpoint.every):
+                if finished or stopped or _is_due(self.step_number, self.config.checkpoint.every):
                     self.save()
-                    saved_at = self.step_number
-                if stop.name:
-                    self.progress.note(
-                        f"stopped by {stop.name} after step {self.step_number}; go on with --resume auto"
-                    )
-                    break
-            if saved_at is None:
-                self.save()
-            return TrainResult(self.step_number, stop.name, last)
+        if stopped:
+            self.progress.note(f"stopped by {stopped} after step {self.step_number}; go on with --resume auto")
+        return TrainResult(self.step_number, stopped, last)
 
     def step(self) -> StepMetrics:
         """One optimizer step, with the evaluation and samples that are due after it."""
@@ -141,13 +138,13 @@ class Trainer:
         rate = learning_rate.of_run(config, self.step_number + 1)
         batches = self._batches()
         scale = self.loss_scale.value
-        result = self.engine.run(
-            one_stage(len(batches)), batches, learning_rate=rate, loss_scale=scale
-        )
+        result = self.engine.run(one_stage(len(batches)), batches, learning_rate=rate, loss_scale=scale)
         assert result.update is not None
         self.last_result = result
         if not result.update.finite:
-            self.progress.note(f"step {self.step_number + 1}: {self._first_not_finite()}; the weights stay as they are")
+            self.progress.note(
+                f"step {self.step_number + 1}: {self._first_not_finite()}; the weights stay as they are"
+            )
         self.loss_scale.after(result.update.finite)
         consumed = sum(batch.tokens.size for batch in batches)
         self.step_number += 1
@@ -185,8 +182,10 @@ class Trainer:
     def _first_not_finite(self) -> str:
         """Which gradient, in the order of the table, is the first that is not finite."""
         for spec in self.stage.layout.tensors:
-            gradient = self.stage.gradient(spec.name)
-            if gradient.dtype == np.float32 and not np.isfinite(gradient).all():
+            squares = np.zeros(1)
+            gradient = self.stage.slice_of(self.stage.gradients[spec.bucket], spec)
+            self.device.sum_squares(squares, gradient, self.stage.half)
+            if not np.isfinite(squares[0]):
                 return f"the gradient of {spec.name} is not finite ({self.grid.label})"
         return f"the gradient norm is not finite ({self.grid.label})"
 
@@ -202,7 +201,9 @@ class Trainer:
         """Every held-out corpus, by name, with the weights as they are."""
         results = {}
         for corpus in self.heldout:
-            found = evaluate(self.engine, corpus, self.config.batch.micro_batch, self.config.evaluation.batches)
+            found = evaluate(
+                self.engine, corpus, self.config.batch.micro_batch, self.config.evaluation.batches
+            )
             bits = "n/a" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}"
             self.progress.note(
                 f"step {self.step_number}: held-out {corpus.name}: loss {found.loss:.4f} nats/token, "
@@ -215,22 +216,45 @@ class Trainer:
         if not _is_due(self.step_number, self.config.sample.every):
             return ()
         settings = self.config.sample
-        return tuple(self.sample(prompt, settings.tokens, settings.temperature) for prompt in settings.prompts)
+        return tuple(
+            self.sample(prompt, settings.tokens, settings.temperature) for prompt in settings.prompts
+        )
+
+    @property
+    def _sample_capacity(self) -> int:
+        """Tokens of prompt and continuation together: bounds what the cache of a long context would take."""
+        return min(self.config.model.context, SAMPLE_CAPACITY)
+
+    def _check_prompts(self) -> None:
+        """Refuse before the first step what could not be continued at the first sample."""
+        for prompt in self.config.sample.prompts:
+            count = len(self.tokenizer.encode(prompt))
+            if count >= self._sample_capacity:
+                raise UserError(
+                    f'sample.prompts: "{prompt[:30]}..." has {count} tokens, and at most '
+                    f"{self._sample_capacity - 1} can be continued; shorten it"
+                )
 
     def sample(self, prompt: str, tokens: int = 64, temperature: float = 0.8) -> Sample:
         """What the model writes after `prompt`, with the weights as they are."""
         model = self.config.model
         if self._generator is None:
             self._generator = Generator(
-                self.device, model, self.stage.policy, self.stage.weights, min(model.context, 2048)
+                self.device, model, self.stage.policy, self.stage.weights, self._sample_capacity
             )
-        ids = self.tokenizer.encode(prompt)[-(self._generator.capacity - tokens) :] or [self.tokenizer.eod_id]
+        ids = self.tokenizer.encode(prompt) or [self.tokenizer.eod_id]
         written = list(
             self._generator.continue_tokens(
-                ids, tokens=tokens, temperature=temperature, seed=self.config.run.seed, stop=self.tokenizer.eod_id
+                ids,
+                tokens=tokens,
+                temperature=temperature,
+                seed=self.config.run.seed,
+                stop=self.tokenizer.eod_id,
             )
         )
-        sample = Sample(prompt, self.tokenizer.decode([token for token in written if token != self.tokenizer.eod_id]))
+        sample = Sample(
+            prompt, self.tokenizer.decode([token for token in written if token != self.tokenizer.eod_id])
+        )
         self.progress.note(f"step {self.step_number}: {prompt}{sample.text}")
         return sample
 
@@ -258,7 +282,7 @@ class Trainer:
             [*weight_pieces(self.stage), *optimizer_pieces(self.optimizer)],
             state,
             resolved_toml(config),
-            {f"tokenizer{self.tokenizer.path.suffix}": self.tokenizer.path},
+            checkpoint.tokenizer_files(self.tokenizer.path),
             self.group,
         )
         checkpoint.prune(self.folder, config.checkpoint.keep_last, config.checkpoint.keep_every)
@@ -292,7 +316,9 @@ class Trainer:
         self.optimizer.updates = int(state.get("updates", 0))
         self.loss_scale.value = float(state.get("loss_scale", self.loss_scale.value))
         self.loss_scale.good_steps = int(state.get("loss_scale_good_steps", 0))
-        self.progress.note(f"resumed from {found.folder} after step {found.step}, {self.samples} samples consumed")
+        self.progress.note(
+            f"resumed from {found.folder} after step {found.step}, {self.samples} samples consumed"
+        )
         self._compare_machines(state.get("record", {}))
 
     def _compare_machines(self, before: dict[str, Any]) -> None:
@@ -301,7 +327,9 @@ class Trainer:
             then = before.get("native", {}).get(key)
             now = self.record["native"].get(key)
             if then is not None and then != now:
-                self.progress.note(f"note: {key} was {then} and is {now} now: results agree, but not bit for bit")
+                self.progress.note(
+                    f"note: {key} was {then} and is {now} now: results agree, but not bit for bit"
+                )
 
 
 def train(config: "RunConfig", resume: str = "none", progress: Progress | None = None) -> TrainResult:

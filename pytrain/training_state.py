@@ -1,11 +1,16 @@
 """What a checkpoint holds of a stage and its optimizer: runs of elements of global tensors."""
 
-from collections.abc import Iterator
+from __future__ import annotations
 
-from pytrain import _native
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from pytrain.checkpoint.pieces import TensorEntry, TensorPiece
 from pytrain.optimizer import AdamW
 from pytrain.stage import Stage
+
+if TYPE_CHECKING:
+    from pytrain import _native
 
 
 def weight_pieces(stage: Stage) -> list[TensorPiece]:
@@ -16,7 +21,7 @@ def weight_pieces(stage: Stage) -> list[TensorPiece]:
 def optimizer_pieces(optimizer: AdamW) -> list[TensorPiece]:
     """Moments, and the master where it is not the weights themselves."""
     stage = optimizer.stage
-    pieces = [*_pieces(stage, optimizer.first, "optimizer", ".m")]
+    pieces = list(_pieces(stage, optimizer.first, "optimizer", ".m"))
     pieces += _pieces(stage, optimizer.second, "optimizer", ".v")
     if optimizer.has_master:
         pieces += _pieces(stage, optimizer.master, "optimizer", ".master")
@@ -38,9 +43,7 @@ def _pieces(stage: Stage, buffers: list[_native.Buffer], kind: str, suffix: str)
         )
 
 
-def checkpoint_entries(
-    layout: _native.Layout, policy: _native.Policy
-) -> list[TensorEntry]:
+def checkpoint_entries(layout: _native.Layout, policy: _native.Policy) -> list[TensorEntry]:
     """The table of a whole checkpoint of this model, without its memory: for size estimates."""
     entries = []
     for spec in layout.tensors:

@@ -1,7 +1,8 @@
 """What every test run starts with: the options, the seeds, and a look at what is being tested.
 
-The tests import `./pytrain` of this checkout and, through it, the compiled modules of the installed package. Those may have
-been built from other sources: then every result would be about code that nobody reads, so the run ends at once.
+The tests import `./pytrain` of this checkout and, through it, the compiled modules of the installed package.
+Those may have been built from other sources: then every result would be about code that nobody reads, so the
+run ends at once.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ HASHED_SUFFIXES = frozenset((".h", ".cpp", ".inl", ".pyx", ".pxd"))
 
 
 def source_hash(folder: Path) -> str:
-    """Hash of the native sources in `folder`, as CMakeLists.txt computes it: sha256 of lines `path sha256`, sorted."""
+    """Hash of the native sources in `folder` as CMakeLists.txt computes it: of sorted lines `path sha256`."""
     files = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -34,14 +35,17 @@ def thread_setting() -> str:
     if value is None:
         return "not set"
     if not all(part.strip().isdecimal() and int(part) > 0 for part in value.split(",")):
-        pytest.exit(f"OMP_NUM_THREADS is {value!r}, not a positive number: OpenMP would ignore it", returncode=4)
+        pytest.exit(
+            f"OMP_NUM_THREADS is {value!r}, not a positive number: OpenMP would ignore it", returncode=4
+        )
     return value
 
 
 def native_description(folder: Path) -> str:
     """The compiled module for the header; ends the run where it was built from other sources than `folder`.
 
-    Where it cannot be imported at all, the tests that need it fail by themselves with that reason; the others run.
+    Where it cannot be imported at all, the tests that need it fail by themselves with that reason, and the
+    others run.
     """
     try:
         from pytrain import _native

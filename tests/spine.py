@@ -1,4 +1,6 @@
-"""Builds native stages from the reference model's shapes and weights, for tests."""
+"""Builds native stages from the reference model's shapes and weights, whole or in pieces, for tests."""
+
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,7 +8,7 @@ from numpy.typing import NDArray
 from pytrain import _native
 from pytrain.config import ModelConfig, build_model
 from pytrain.data.loader import Batch
-from pytrain.stage import Stage
+from pytrain.stage import Scalar, Stage
 from tests import reference
 
 
@@ -52,16 +54,22 @@ def run_whole(
     device = _native.CpuDevice(isa=isa, threads=threads)
     sequences = len(batch.tokens) // batch.length
     stage = Stage(
-        device, model_config(shape), policy(), batch=sequences, length=batch.length, recompute=recompute, **options
+        device,
+        model_config(shape),
+        policy(),
+        batch=sequences,
+        length=batch.length,
+        recompute=recompute,
+        **options,
     )
     stage.load_weights(parameters)
     count = int(np.count_nonzero(batch.targets >= 0))
     stage.scalars[:] = 0
-    stage.scalars[5] = 1.0 / count
+    stage.scalars[Scalar.GRADIENT_SCALE] = 1.0 / count
     stage.load_batch(0, native_batch(batch))
     stage.forward(0)
     stage.backward(0)
-    return float(stage.scalars[0] / count), gradients_of(stage)
+    return float(stage.scalars[Scalar.LOSS_SUM] / count), gradients_of(stage)
 
 
 class Parallel:
@@ -72,6 +80,8 @@ class Parallel:
         batch: one micro-batch.
         tp: tensor-parallel ranks.
         edges: ops at which the pipeline is cut, without 0 and the end.
+        recompute: policy of every layer.
+        defer_weight: all weight gradients of a stage come after all its input gradients.
     """
 
     def __init__(
@@ -105,7 +115,7 @@ class Parallel:
                 )
                 for rank in range(tp)
             ]
-            for first, last in zip(bounds, bounds[1:], strict=False)
+            for first, last in pairwise(bounds)
         ]
         self.count = int(np.count_nonzero(batch.targets >= 0))
         for slices in self.stages:
@@ -113,7 +123,7 @@ class Parallel:
                 stage.load_weights(parameters)
                 stage.load_batch(0, native_batch(batch))
                 stage.scalars[:] = 0
-                stage.scalars[5] = 1.0 / self.count
+                stage.scalars[Scalar.GRADIENT_SCALE] = 1.0 / self.count
 
     def _sum(self, slices: list[Stage], name: str) -> None:
         if self.tp == 1:
@@ -132,7 +142,7 @@ class Parallel:
                 self._forward_op(slices, op)
             for stage in slices:
                 stage.native.finish_forward(0)
-        return float(self.stages[-1][0].scalars[0] / self.count)
+        return float(self.stages[-1][0].scalars[Scalar.LOSS_SUM] / self.count)
 
     def _kind(self, op: int) -> str:
         return self.stages[0][0].shape.op_name(op).split()[-1]

@@ -132,8 +132,8 @@ INCLUDES = {
     "bindings": {"bindings", "build_information.h", "core", "cpu", "device.h", "hip", "model"},
 }
 ISAS = ("scalar", "avx2", "avx512", "avx512_bf16", "neon", "sve")
-# An inline template of the standard library would leave an object file built for one instruction set as a weak
-# symbol, which the linker may keep for every CPU: only headers without templates.
+# An inline template of the standard library would leave an object file built for one instruction set as a
+# weak symbol, which the linker may keep for every CPU: only headers without templates.
 ISA_SYSTEM_HEADERS = {
     "arm_bf16.h",
     "arm_neon.h",

@@ -53,7 +53,9 @@ def test_loss_and_every_gradient(name: str, isa: str) -> None:
 @pytest.mark.parametrize("head_size", [64, 80, 96, 128, 144, 200, 37])
 def test_head_sizes(head_size: int) -> None:
     base = GPT2 if head_size % 2 else LLAMA
-    shape = dataclasses.replace(base, layers=1, heads=2, kv_heads=2 if head_size % 2 else 1, head_size=head_size)
+    shape = dataclasses.replace(
+        base, layers=1, heads=2, kv_heads=2 if head_size % 2 else 1, head_size=head_size
+    )
     want = expected(shape, head_size)
     loss, gradients = spine.run_whole(shape, want.parameters, want.batch)
     assert loss == pytest.approx(want.loss, rel=3e-7)
@@ -62,7 +64,17 @@ def test_head_sizes(head_size: int) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_several_tiles_of_everything(name: str) -> None:
-    shape = dataclasses.replace(SHAPES[name], layers=1, hidden=72, heads=4, kv_heads=2, head_size=20, ffn=150, vocabulary=300, context=140)
+    shape = dataclasses.replace(
+        SHAPES[name],
+        layers=1,
+        hidden=72,
+        heads=4,
+        kv_heads=2,
+        head_size=20,
+        ffn=150,
+        vocabulary=300,
+        context=140,
+    )
     want = expected(shape, 5, sequences=2)
     loss, gradients = spine.run_whole(shape, want.parameters, want.batch)
     assert loss == pytest.approx(want.loss, rel=3e-7)
@@ -101,7 +113,9 @@ def test_head_chunks_agree(name: str) -> None:
         device, native_shape(spine.model_config(shape)), spine.policy(), first_op=0, last_op=4 * shape.layers + 4,
         batch=3, length=rows // 3, recompute=["none"] * shape.layers, head_chunk=5,
     )  # fmt: skip
-    assert max(row["bytes"] for row in stage.arena_table if row["name"] == "logits") == 5 * shape.vocabulary * 4
+    assert (
+        max(row["bytes"] for row in stage.arena_table if row["name"] == "logits") == 5 * shape.vocabulary * 4
+    )
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
@@ -139,7 +153,15 @@ def test_deferred_weight_gradients(name: str, recompute: str) -> None:
 
 def test_weight_gradients_that_come_late_need_room() -> None:
     with pytest.raises(_native.Error, match="full recompute needs each weight gradient straight after"):
-        spine.Parallel(GPT2, reference.visible_parameters(GPT2, 1), reference.random_batch(GPT2, 1, 4, 1), 1, (), "full", True)
+        spine.Parallel(
+            GPT2,
+            reference.visible_parameters(GPT2, 1),
+            reference.random_batch(GPT2, 1, 4, 1),
+            1,
+            (),
+            "full",
+            True,
+        )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -147,7 +169,12 @@ def test_evaluation_gives_the_training_loss(name: str) -> None:
     shape = SHAPES[name]
     want = expected(shape, 15)
     stage = Stage(
-        _native.CpuDevice(), spine.model_config(shape), spine.policy(), batch=3, length=want.batch.length, training=False
+        _native.CpuDevice(),
+        spine.model_config(shape),
+        spine.policy(),
+        batch=3,
+        length=want.batch.length,
+        training=False,
     )
     stage.load_weights(want.parameters)
     stage.scalars[:] = 0
@@ -166,7 +193,9 @@ def test_sixteen_bit_storage(name: str, dtype: str) -> None:
     """Weights and activations stored in 16 bits; the reference keeps the same rounded weights in float64."""
     shape = SHAPES[name]
     want = expected(shape, 16)
-    stage = Stage(_native.CpuDevice(), spine.model_config(shape), spine.policy(dtype), batch=3, length=want.batch.length)
+    stage = Stage(
+        _native.CpuDevice(), spine.model_config(shape), spine.policy(dtype), batch=3, length=want.batch.length
+    )
     rounded = {}
     for spec in stage.layout.tensors:
         value = want.parameters[spec.name].astype(np.float32)
@@ -211,7 +240,13 @@ def test_recomputation_saves_memory(preset: str, policy: str, share: float) -> N
     shape = native_shape(model_preset(preset))
     sizes = {
         name: _native.plan_arena(
-            shape, spine.policy(), first_op=0, last_op=shape.op_count, batch=4, length=1024, recompute=[name] * 12
+            shape,
+            spine.policy(),
+            first_op=0,
+            last_op=shape.op_count,
+            batch=4,
+            length=1024,
+            recompute=[name] * 12,
         )[0]
         for name in ("none", policy)
     }

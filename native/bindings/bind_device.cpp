@@ -131,6 +131,18 @@ void matmul(CpuDevice& device, const Array& c, const Array& a, const Array& b, b
     device.matmul(product, nullptr);
 }
 
+void pack(CpuDevice& device, const Array& panel, const Array& source, bool along, const std::string& half) {
+    const Tensor from = Arguments(half).rows("source", source, 2);
+    const std::int64_t width = source.shape(along ? 0 : 1), k = source.shape(along ? 1 : 0), ld = stride_of(source, 0);
+    check(panel.ndim() == 2 && panel.shape(0) == k && panel.shape(1) >= width, "panel: must be (", k, ", at least ",
+          width, "), not ", text_of(shape_of(panel)));
+    const std::int64_t panel_width = panel.shape(1);
+    float* const to = plain<float>("panel", panel, {k, panel_width}, true);
+    const auto* const kernels = along ? device.kernels().pack_along : device.kernels().pack_across;
+    const Release release;
+    kernels[static_cast<int>(from.dtype)](to, from.data, ld, k, width, panel_width);
+}
+
 void bias_backward(CpuDevice& device, const Array& dbias, const Array& dy, const std::string& half) {
     const Arguments arguments(half);
     const Tensor gradient = arguments.rows("dy", dy, 2);
@@ -324,6 +336,9 @@ void bind_device(py::module_& module) {
              py::arg("residual") = py::none(), py::arg("activated") = py::none(), half,
              "c (m,n) = op(a) op(b) [+ c] [+ bias (n)] [+ residual (m,n)]; activated (m,n) = gelu(c). Rows may be "
              "strided.")
+        .def("pack", &pack, py::arg("panel"), py::arg("source"), py::arg("along"), half,
+             "The packing kernel, for tests: panel (k, panel width) float32 of source (width, k) if along, else (k, "
+             "width).")
         .def("bias_backward", &bias_backward, py::arg("dbias"), py::arg("dy"), half,
              "dbias (n) += column sums of dy (m,n), rows strided.")
         .def("embed_forward", &embed_forward, py::arg("out"), py::arg("table"), py::arg("position_table"),

@@ -153,7 +153,7 @@ void finish_norm(CpuDevice& device, const Array& scalars, const Array& sum, doub
 }
 
 void adamw(CpuDevice& device, const Array& weights, const Array& master, const Array& m, const Array& v,
-           const Array& gradient, const Array& scalars, float beta1, float beta2, float eps, float step_size,
+           const Array& gradient, const Array& scalars, double beta1, double beta2, float eps, float step_size,
            float correction2, float decay, const std::string& half) {
     const Arguments arguments(half);
     const Sizes shape = shape_of(weights);

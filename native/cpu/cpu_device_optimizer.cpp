@@ -46,10 +46,10 @@ void CpuDevice::finish_norm(StepScalars* scalars, const double* sum, double limi
 void CpuDevice::adamw(const AdamW& options, Tensor weights, Tensor master, Tensor m, Tensor v, Tensor gradient,
                       std::int64_t n, const StepScalars* scalars, Queue*) {
     if (scalars->finite == 0.0) return;
-    const AdamWRow row = {options.beta1,
-                          options.beta2,
-                          narrowed(1.0 - static_cast<double>(options.beta1)),
-                          narrowed(1.0 - static_cast<double>(options.beta2)),
+    const AdamWRow row = {narrowed(options.beta1),
+                          narrowed(options.beta2),
+                          narrowed(1.0 - options.beta1),
+                          narrowed(1.0 - options.beta2),
                           options.eps,
                           options.step_size,
                           options.correction2,

@@ -64,6 +64,33 @@ def test_every_transpose_and_size(isa: str, transpose_a: bool, transpose_b: bool
         assert np.isnan(c.base[:, n:]).all(), "wrote beside c"
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("along", [False, True])
+def test_packing(isa: str, dtype: str, along: bool) -> None:
+    """Exact values, zeros as padding, and nothing else: the source ends in NaN and the panel lies between others."""
+    device = CpuDevice(isa, 1)
+    for width, panel_width in [
+        (1, 1),
+        (3, 5),
+        (6, 6),
+        (14, 14),
+        (9, 14),
+        (16, 16),
+        (20, 24),
+        (32, 32),
+        (17, 40),
+    ]:
+        for k in (1, 2, 15, 16, 17, 50):
+            shape = (width, k) if along else (k, width)
+            source = strided(stored(random(*shape, seed=26), dtype), 2)
+            room = np.full((k + 2, panel_width), np.nan, np.float32)
+            device.pack(room[1:-1], source, along, half="bf16" if dtype == "fp32" else dtype)
+            expected = np.zeros((k, panel_width))
+            expected[:, :width] = exact(source, along, dtype)
+            assert np.array_equal(room[1:-1], expected), (width, panel_width, k)
+            assert np.isnan(room[[0, -1]]).all(), "wrote beside the panel"
+
+
 def test_more_than_one_region(isa: str) -> None:
     device = CpuDevice(isa, 2)
     for m, n, k in [(1100, 37, 20), (40, 3200, 20), (2500, 3100, 3)]:
