@@ -31,9 +31,17 @@ def arguments(function: ast.FunctionDef) -> Arguments:
 
 def stub_functions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, Arguments]]:
     """Dotted name and arguments of every function and method of a stub; one row for each overload."""
+    # A submodule cannot be said in the stub of one file: it is a variable of a class that only the stub has.
+    submodules = {
+        node.annotation.id: node.target.id
+        for node in body
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.annotation, ast.Name)
+        and isinstance(node.target, ast.Name)
+    }
     for node in body:
         if isinstance(node, ast.ClassDef):
-            yield from stub_functions(node.body, f"{prefix}{node.name}.")
+            yield from stub_functions(node.body, f"{prefix}{submodules.get(node.name, node.name)}.")
         elif isinstance(node, ast.FunctionDef) and not any(
             isinstance(decorator, ast.Name) and decorator.id == "property"
             for decorator in node.decorator_list

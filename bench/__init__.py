@@ -1,1 +1,1 @@
-"""Benchmarks that print what this machine does: `python -m bench.NAME`, or `pytrain bench NAME` when installed."""
+"""Benchmarks that print what this machine does: `python -m bench.NAME`, or installed `pytrain bench NAME`."""

@@ -1,8 +1,8 @@
-"""A whole training step (forward, backward, clipping, AdamW) of the product's own trainer, beside the FMA peak.
+"""A whole training step (forward, backward, clipping, AdamW) of the product's own trainer, and the FMA peak.
 
     python -m bench.step --preset gpt2-124m --batch 4 --length 256
 
-The peak is probed before and after in the same process; MFU is model FLOPs over it (formula: `pytrain.flops`).
+The peak is probed before and after in the same process; MFU is model FLOPs (`pytrain.flops`) over it.
 """
 
 import statistics
@@ -23,12 +23,22 @@ from .synthetic import Silent, synthetic_run
 
 @click.command()
 @click.option("--preset", default="gpt2-124m", show_default=True, type=click.Choice(sorted(PRESETS)))
-@click.option("--batch", default=4, show_default=True, type=click.IntRange(min=1), help="Sequences at a time.")
-@click.option("--length", default=256, show_default=True, type=click.IntRange(min=1), help="Tokens per sequence.")
-@click.option("--steps", default=5, show_default=True, type=click.IntRange(min=1), help="Steps that are timed.")
-@click.option("--accumulate", default=1, show_default=True, type=click.IntRange(min=1), help="Micro-batches a step.")
+@click.option(
+    "--batch", default=4, show_default=True, type=click.IntRange(min=1), help="Sequences at a time."
+)
+@click.option(
+    "--length", default=256, show_default=True, type=click.IntRange(min=1), help="Tokens per sequence."
+)
+@click.option(
+    "--steps", default=5, show_default=True, type=click.IntRange(min=1), help="Steps that are timed."
+)
+@click.option(
+    "--accumulate", default=1, show_default=True, type=click.IntRange(min=1), help="Micro-batches a step."
+)
 @click.option("--dtype", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"]))
-@click.option("--recompute", default="none", show_default=True, type=click.Choice(["none", "selective", "full"]))
+@click.option(
+    "--recompute", default="none", show_default=True, type=click.Choice(["none", "selective", "full"])
+)
 def command(
     preset: str, batch: int, length: int, steps: int, accumulate: int, dtype: str, recompute: str
 ) -> None:
@@ -50,8 +60,9 @@ def command(
         )
         with Trainer(config, progress=Silent()) as trainer:
             print(
-                f"{preset}: {parameter_count(config.model):,} parameters, {batch} x {length} tokens x {accumulate}, {dtype}, "
-                f"recompute {recompute}, {device.isa}, {device.threads} threads",
+                f"{preset}: {parameter_count(config.model):,} parameters, "
+                f"{batch} x {length} tokens x {accumulate}, {dtype}, recompute {recompute}, "
+                f"{device.isa}, {device.threads} threads",
                 flush=True,
             )
             trainer.step()  # touches all memory
@@ -68,7 +79,8 @@ def command(
     flops = model_flops(config.model, length) * rate
     peak = statistics.mean((before, after)) * 1e9
     print(
-        f"step       {seconds * 1e3:.1f} ms median of {steps} ({min(times) * 1e3:.1f} to {max(times) * 1e3:.1f})\n"
+        f"step       {seconds * 1e3:.1f} ms median of {steps} "
+        f"({min(times) * 1e3:.1f} to {max(times) * 1e3:.1f})\n"
         f"speed      {compact(rate)} tokens/s, {flops / 1e9:.1f} GFLOP/s\n"
         f"peak       {before:.1f} GFLOP/s before, {after:.1f} after\n"
         f"MFU        {100 * flops / peak:.1f} % of their mean\n"

@@ -32,7 +32,8 @@ enum class Activation : std::uint8_t { none, gelu };
 enum class NormKind : std::uint8_t { layernorm, rmsnorm };
 
 // c (m,n) = op(a) (m,k) * op(b) (k,n)  [+ c if accumulate]  [+ bias (n)]  [+ residual (m,n)];
-// activated (m,n) = activation(c) where asked for. lda, ldb, ldc... are row strides in elements of the arrays as stored.
+// activated (m,n) = activation(c) where asked for. lda, ldb, ldc... are row strides of the arrays as stored, in
+// elements.
 struct Matmul {
     std::int64_t m, n, k;
     Tensor a;
@@ -64,31 +65,31 @@ struct Norm {
     NormKind kind;
     std::int64_t rows, width;
     float eps;
-    Tensor x;         // (rows, width) residual stream
-    Tensor weight;    // (width)
-    Tensor bias;      // (width) or none
-    float* mean;      // (rows), unused by rmsnorm
-    float* rstd;      // (rows)
+    Tensor x;       // (rows, width) residual stream
+    Tensor weight;  // (width)
+    Tensor bias;    // (width) or none
+    float* mean;    // (rows), unused by rmsnorm
+    float* rstd;    // (rows)
 };
 
 struct Attention {
     std::int64_t batch, heads, kv_heads, head_size;
     std::int64_t query_rows, key_rows;  // per sequence
-    std::int64_t query_offset;          // key index of query 0: query i sees keys document_starts[i] .. query_offset + i
-    Tensor q, k, v;                     // rows of (heads*head_size), (kv_heads*head_size)
-    std::int64_t q_stride, kv_stride;              // between rows, in elements
+    std::int64_t query_offset;         // key index of query 0: query i sees keys document_starts[i] .. query_offset + i
+    Tensor q, k, v;                    // rows of (heads*head_size), (kv_heads*head_size)
+    std::int64_t q_stride, kv_stride;  // between rows, in elements
     std::int64_t q_batch_stride, kv_batch_stride;  // between sequences, in elements
     const std::int32_t* document_starts;           // (batch*query_rows): first visible key, or null for all 0
     Tensor out;                                    // (batch*query_rows, heads*head_size), contiguous
-    float* lse;                                    // (batch, heads, query_rows) log-sum-exp of the scaled scores, or null
+    float* lse;  // (batch, heads, query_rows) log-sum-exp of the scaled scores, or null
 };
 
 struct AdamW {
     double beta1, beta2;
     float eps;
-    float step_size;       // lr / (1 - beta1^t)
-    float correction2;     // 1 / sqrt(1 - beta2^t)
-    float decay;           // lr * weight_decay, 0 where the tensor is not decayed
+    float step_size;    // lr / (1 - beta1^t)
+    float correction2;  // 1 / sqrt(1 - beta2^t)
+    float decay;        // lr * weight_decay, 0 where the tensor is not decayed
 };
 
 // Row statistics of one vocabulary slice of the logits, (rows, 3): maximum, sum of exp(logit - maximum), target logit
@@ -97,7 +98,7 @@ constexpr int kHeadStatistics = 3;
 
 // Scalars of one step on the device, all float64: read by the host once, after the last operation.
 struct StepScalars {
-    double loss_sum;        // over targets != -1, this rank, this step
+    double loss_sum;  // over targets != -1, this rank, this step
     double target_count;
     double gradient_norm;   // after `finish_norm`
     double clip_factor;     // min(1, limit / norm) / loss scale; what AdamW multiplies gradients with
@@ -135,8 +136,8 @@ public:
     virtual void convert(Tensor destination, Tensor source, std::int64_t n, Queue*) = 0;
     virtual void add(Tensor destination, Tensor source, std::int64_t n, Queue*) = 0;  // destination += source, in fp32
     // Philox normal numbers of a tensor's elements [first, first + n), keyed by (seed, key): the same on every grid.
-    virtual void fill_normal(Tensor destination, std::int64_t n, std::uint64_t seed, std::uint64_t key, std::int64_t first,
-                             float deviation, Queue*) = 0;
+    virtual void fill_normal(Tensor destination, std::int64_t n, std::uint64_t seed, std::uint64_t key,
+                             std::int64_t first, float deviation, Queue*) = 0;
     virtual void fill(Tensor destination, std::int64_t n, float value, Queue*) = 0;
 
     // --- products --------------------------------------------------------------------------------
@@ -160,7 +161,8 @@ public:
     virtual void gelu_backward(Tensor dx, Tensor dy, Tensor x, std::int64_t n, Queue*) = 0;  // dx may be dy
     // gate_up (rows, 2*width) = [gate | up]; y (rows, width) = silu(gate) * up
     virtual void swiglu_forward(Tensor y, Tensor gate_up, std::int64_t rows, std::int64_t width, Queue*) = 0;
-    virtual void swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width, Queue*) = 0;
+    virtual void swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width,
+                                 Queue*) = 0;
     // Rotates heads in place (rotate-half). x: rows of `stride` elements that begin with heads*head_size rotated ones;
     // table (context, head_size/2, 2) fp32 of cos, sin; inverse rotates back (the gradient).
     virtual void rope(Tensor x, std::int64_t rows, std::int64_t stride, std::int64_t heads, std::int64_t head_size,
@@ -169,7 +171,8 @@ public:
     // --- attention -------------------------------------------------------------------------------
     virtual void attention_forward(const Attention&, Queue*) = 0;
     // dq, dk, dv have the strides of q, k, v and are overwritten; delta (batch, heads, query_rows) is scratch
-    virtual void attention_backward(const Attention&, Tensor dq, Tensor dk, Tensor dv, Tensor dout, float* delta, Queue*) = 0;
+    virtual void attention_backward(const Attention&, Tensor dq, Tensor dk, Tensor dv, Tensor dout, float* delta,
+                                    Queue*) = 0;
 
     // --- head and loss ---------------------------------------------------------------------------
     // statistics (rows, 3) of logits (rows, width), the slice [vocabulary_begin, vocabulary_begin + width)
@@ -185,7 +188,8 @@ public:
     // --- optimizer -------------------------------------------------------------------------------
     // *sum += sum of squares in float64, in an order fixed by n alone
     virtual void sum_squares(double* sum, Tensor x, std::int64_t n, Queue*) = 0;
-    // From *sum (already reduced over ranks) and the loss scale: gradient_norm, clip_factor, finite. limit 0: no clipping.
+    // From *sum (already reduced over ranks) and the loss scale: gradient_norm, clip_factor, finite. limit 0: no
+    // clipping.
     virtual void finish_norm(StepScalars* scalars, const double* sum, double limit, double loss_scale, Queue*) = 0;
     // master, m, v (n) fp32 or stored types; weights = master rounded, unless they are the same buffer
     virtual void adamw(const AdamW&, Tensor weights, Tensor master, Tensor m, Tensor v, Tensor gradient, std::int64_t n,

@@ -3,6 +3,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+__test__: dict[str, str]
+
 def fill_windows(
     stream: NDArray[Any],
     starts: NDArray[np.int64],

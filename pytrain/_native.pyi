@@ -1,7 +1,7 @@
 # The compiled module, see native/bindings. Arrays are C-contiguous unless it says otherwise there; those of
 # storage types are float32, or uint16 that holds bf16 or fp16 bits.
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final, Protocol, TypedDict, type_check_only
+from typing import Any, ClassVar, Final, NoReturn, Protocol, TypedDict, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,16 +36,21 @@ def plan_arena(
     head_chunk: int = 256,
 ) -> tuple[int, list[ArenaRow]]: ...
 
+# pybind11 gives its classes a metaclass of its own; those whose __init__ never returns are only handed out.
+@type_check_only
+class _Bound(type): ...
+
 class Error(ValueError): ...
 
-class Device:
+class Device(metaclass=_Bound):
+    def __init__(self, *args: Any, **kwargs: Any) -> NoReturn: ...
     memory_kinds: ClassVar[list[str]]
     @property
     def name(self) -> str: ...
     def bytes_in_use(self, kind: str) -> int: ...
     def bytes_peak(self, kind: str) -> int: ...
 
-class Buffer:
+class Buffer(metaclass=_Bound):
     def __init__(self, device: Device, elements: int, dtype: str, kind: str) -> None: ...
     @property
     def elements(self) -> int: ...
@@ -220,7 +225,7 @@ class CpuDevice(Device):
         half: str = "bf16",
     ) -> None: ...
 
-class Shape:
+class Shape(metaclass=_Bound):
     def __init__(
         self,
         *,
@@ -262,7 +267,7 @@ class Shape:
     def op_count(self) -> int: ...
     def op_name(self, op: int) -> str: ...
 
-class Policy:
+class Policy(metaclass=_Bound):
     def __init__(
         self,
         *,
@@ -283,7 +288,8 @@ class Policy:
     @property
     def master(self) -> str: ...
 
-class TensorSpec:
+class TensorSpec(metaclass=_Bound):
+    def __init__(self, *args: Any, **kwargs: Any) -> NoReturn: ...
     @property
     def name(self) -> str: ...
     @property
@@ -317,7 +323,8 @@ class TensorSpec:
     @property
     def initialisation(self) -> str: ...
 
-class BucketSpec:
+class BucketSpec(metaclass=_Bound):
+    def __init__(self, *args: Any, **kwargs: Any) -> NoReturn: ...
     @property
     def name(self) -> str: ...
     @property
@@ -327,7 +334,8 @@ class BucketSpec:
     @property
     def elements(self) -> int: ...
 
-class Piece:
+class Piece(metaclass=_Bound):
+    def __init__(self, *args: Any, **kwargs: Any) -> NoReturn: ...
     @property
     def tensor(self) -> int: ...
     @property
@@ -337,7 +345,7 @@ class Piece:
     @property
     def shard_offset(self) -> int: ...
 
-class Layout:
+class Layout(metaclass=_Bound):
     def __init__(
         self, shape: Shape, first_op: int, last_op: int, tp_rank: int = 0, tp_size: int = 1
     ) -> None: ...
@@ -351,7 +359,7 @@ class Layout:
     def shard_elements(self, bucket: int, shards: int) -> int: ...
     def pieces(self, bucket: int, shard: int, shards: int) -> list[Piece]: ...
 
-class Stage:
+class Stage(metaclass=_Bound):
     def __init__(
         self,
         device: Device,
@@ -406,7 +414,7 @@ class Stage:
     @property
     def scalars(self) -> _Doubles: ...
 
-class Decoder:
+class Decoder(metaclass=_Bound):
     def __init__(
         self,
         device: Device,

@@ -4,9 +4,10 @@ import time
 from collections import defaultdict
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytrain import checkpoint
+from pytrain.checkpoint.pieces import ITEM_BYTES
 from pytrain.flops import hardware_flops, model_flops
 from pytrain.native import native
 from pytrain.presets import parameter_count
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from pytrain.config import RunConfig
 
 ASSUMED_SHARE = 0.5  # of the peak, where nothing was measured: between what small and large models reach
-PROBE_SECONDS = 0.1
-_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+PROBE_SECONDS = 0.1  # at least, of the peak
 
 
 def memory_by_kind(config: "RunConfig") -> dict[str, int]:
@@ -27,28 +27,27 @@ def memory_by_kind(config: "RunConfig") -> dict[str, int]:
     shape = native_shape(config.model)
     layout = native().Layout(shape, 0, shape.op_count)
     elements = layout.elements
-    arena, _ = native().plan_arena(
-        shape,
-        policy,
-        first_op=0,
-        last_op=shape.op_count,
-        batch=config.batch.micro_batch,
-        length=config.data.sequence_length,
-        recompute=[config.recompute.of_stage(0)] * config.model.layers,
-    )
     return {
-        "weights": elements * _BYTES[policy.weights],
-        "gradients": elements * _BYTES[policy.gradients],
-        "master": 0 if policy.master == policy.weights else elements * _BYTES[policy.master],
-        "optimizer": 2 * elements * _BYTES["fp32"],
-        "activations": arena,
+        "weights": elements * ITEM_BYTES[policy.weights],
+        "gradients": elements * ITEM_BYTES[policy.gradients],
+        "master": 0 if policy.master == policy.weights else elements * ITEM_BYTES[policy.master],
+        "optimizer": 2 * elements * ITEM_BYTES["fp32"],
+        "activations": _plan_arena(config)[0],
     }
 
 
 def activations_by_lifetime(config: "RunConfig") -> dict[str, int]:
     """Bytes of the activation arena by lifetime (see native/model/arena.h)."""
+    totals: dict[str, int] = defaultdict(int)
+    for row in _plan_arena(config)[1]:
+        totals[row["lifetime"]] += row["bytes"] * row["copies"]
+    return dict(totals)
+
+
+def _plan_arena(config: "RunConfig") -> tuple[int, list[dict[str, Any]]]:
+    """Bytes and table of the arena that the stage of this run allocates."""
     shape = native_shape(config.model)
-    _, table = native().plan_arena(
+    total, table = native().plan_arena(
         shape,
         native_policy(config.precision),
         first_op=0,
@@ -57,10 +56,7 @@ def activations_by_lifetime(config: "RunConfig") -> dict[str, int]:
         length=config.data.sequence_length,
         recompute=[config.recompute.of_stage(0)] * config.model.layers,
     )
-    totals: dict[str, int] = defaultdict(int)
-    for row in table:
-        totals[row["lifetime"]] += row["bytes"] * row["copies"]
-    return dict(totals)
+    return total, table
 
 
 def measured_peak() -> float:

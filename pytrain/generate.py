@@ -89,6 +89,7 @@ class Generator:
         top_p: float = 1.0,
         seed: int = 1234,
         stop: int | None = None,
+        vocabulary: int | None = None,
     ) -> Iterator[int]:
         """Up to `tokens` tokens that follow `prompt`, one at a time, ending after `stop`.
 
@@ -100,6 +101,7 @@ class Generator:
             top_p: sample among the likeliest that together have this probability.
             seed: the same seed, the same tokens.
             stop: id that ends the continuation (it comes too).
+            vocabulary: only ids below; a model may have more rows than its tokenizer has pieces.
 
         Raises:
             UserError: the prompt is empty, or leaves no room to continue.
@@ -117,7 +119,7 @@ class Generator:
             self.forget()
             logits = self._last_logits(prompt)
             for left in range(room, 0, -1):
-                token = choose(logits, temperature, top_k, top_p, random)
+                token = choose(logits[:vocabulary], temperature, top_k, top_p, random)
                 yield token
                 if token == stop or left == 1:
                     return
@@ -225,6 +227,7 @@ def generate_text(
         top_p=top_p,
         seed=seed,
         stop=tokenizer.eod_id,
+        vocabulary=tokenizer.vocabulary_size,
     )
 
     def pieces() -> Iterator[str]:

@@ -23,7 +23,7 @@ Array = NDArray[np.generic]
 
 
 class Scalar(IntEnum):
-    """Where each of a step's numbers is in `Stage.scalars`; the device reads and writes them, see device.h."""
+    """Where each number of a step is in `Stage.scalars`; the device works on them (native/device.h)."""
 
     LOSS_SUM = 0
     TARGET_COUNT = 1

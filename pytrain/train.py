@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,7 @@ from pytrain.stopping import stop_request
 from pytrain.training_state import optimizer_pieces, weight_pieces
 
 if TYPE_CHECKING:
+    from pytrain import _native
     from pytrain.config import RunConfig
 
 METRICS = "metrics.jsonl"
@@ -71,12 +73,12 @@ class Trainer:
         self.tokenizer = load_tokenizer(config.tokenizer.path)
         if self.tokenizer.vocabulary_size > config.model.vocabulary:
             raise UserError(
-                f"model.vocabulary ({config.model.vocabulary}) is smaller than the {self.tokenizer.vocabulary_size} "
-                f"tokens of {config.tokenizer.path}; raise it"
+                f"model.vocabulary ({config.model.vocabulary}) is smaller than the "
+                f"{self.tokenizer.vocabulary_size} tokens of {config.tokenizer.path}; raise it"
             )
         self._check_prompts()
         self.loader, self.heldout = _open_data(config, self.tokenizer.sha256)
-        self.device = native().CpuDevice()
+        self.device: _native.CpuDevice = native().CpuDevice()
         self.stage = Stage(
             self.device,
             config.model,
@@ -91,16 +93,20 @@ class Trainer:
         self.loss_scale = LossScale(config.precision.loss_scale, config.precision.dtype == "fp16")
         self.step_number = self.samples = self.tokens = 0
         self.record = run_record(config, self.grid, self.tokenizer, self.loader, self.heldout)
-        self.progress = progress or make_progress(config.run.steps, sys.stderr, config.run.log_every)
         self.last_result: StepResult | None = None
         self._generator: Generator | None = None
+        notes = []
         if resumed is None:
             self.optimizer.initialise(config.run.seed)
         else:
-            self._load(resumed)
+            notes = self._load(resumed)
         write_record(self.folder, config, self.record)
         self.metrics = MetricsWriter(self.folder / METRICS, self.step_number)
         self._throughput = _throughput(config)
+        # Last, since a display that has taken over a terminal has to be closed, whatever happens after this.
+        self.progress = progress or make_progress(config.run.steps, sys.stderr, config.run.log_every)
+        for note in notes:
+            self.progress.note(note)
 
     def __enter__(self) -> Self:
         return self
@@ -128,7 +134,9 @@ class Trainer:
                 if finished or stopped or _is_due(self.step_number, self.config.checkpoint.every):
                     self.save()
         if stopped:
-            self.progress.note(f"stopped by {stopped} after step {self.step_number}; go on with --resume auto")
+            self.progress.note(
+                f"stopped by {stopped} after step {self.step_number}; go on with --resume auto"
+            )
         return TrainResult(self.step_number, stopped, last)
 
     def step(self) -> StepMetrics:
@@ -250,6 +258,7 @@ class Trainer:
                 temperature=temperature,
                 seed=self.config.run.seed,
                 stop=self.tokenizer.eod_id,
+                vocabulary=self.tokenizer.vocabulary_size,
             )
         )
         sample = Sample(
@@ -289,15 +298,17 @@ class Trainer:
         self.progress.note(f"step {self.step_number}: saved {folder}")
         return folder
 
-    def _load(self, found: checkpoint.Checkpoint) -> None:
-        """Weights, optimizer and position from a checkpoint; one without optimizer state starts a new one."""
+    def _load(self, found: checkpoint.Checkpoint) -> list[str]:
+        """Weights, optimizer and position from a checkpoint; one without optimizer state starts a new one.
+
+        Gives back what is to be told about it.
+        """
         state = found.state
         found.check_tokenizer(self.tokenizer.sha256, self.config.tokenizer.path)
-        for key, value in (
-            ("seed", self.config.run.seed),
-            ("sequence_length", self.config.data.sequence_length),
+        for section, key, value in (
+            ("run", "seed", self.config.run.seed),
+            ("data", "sequence_length", self.config.data.sequence_length),
         ):
-            section = "run" if key == "seed" else "data"
             if state.get("samples") and state.get(key, value) != value:
                 raise UserError(
                     f"{section}.{key} is {value}, but {found.folder} was trained with {state[key]}: "
@@ -316,20 +327,18 @@ class Trainer:
         self.optimizer.updates = int(state.get("updates", 0))
         self.loss_scale.value = float(state.get("loss_scale", self.loss_scale.value))
         self.loss_scale.good_steps = int(state.get("loss_scale_good_steps", 0))
-        self.progress.note(
-            f"resumed from {found.folder} after step {found.step}, {self.samples} samples consumed"
-        )
-        self._compare_machines(state.get("record", {}))
+        return [
+            f"resumed from {found.folder} after step {found.step}, {self.samples} samples consumed",
+            *self._machine_differences(state.get("record", {})),
+        ]
 
-    def _compare_machines(self, before: dict[str, Any]) -> None:
-        """Say so where the run goes on with other arithmetic than it began with."""
+    def _machine_differences(self, before: dict[str, Any]) -> Iterator[str]:
+        """A note for each way in which the run goes on with other arithmetic than it began with."""
         for key in ("isa", "blocking"):
             then = before.get("native", {}).get(key)
             now = self.record["native"].get(key)
             if then is not None and then != now:
-                self.progress.note(
-                    f"note: {key} was {then} and is {now} now: results agree, but not bit for bit"
-                )
+                yield f"note: {key} was {then} and is {now} now: results agree, but not bit for bit"
 
 
 def train(config: "RunConfig", resume: str = "none", progress: Progress | None = None) -> TrainResult:
@@ -347,7 +356,8 @@ def _find_checkpoint(folder: Path, resume: str) -> checkpoint.Checkpoint | None:
     if resume == "none":
         if newest is not None:
             raise UserError(
-                f"{folder} already holds {newest.name}; go on with --resume auto, or choose another run.folder"
+                f"{folder} already holds {newest.name}; go on with --resume auto, or choose another "
+                "run.folder"
             )
         return None
     if resume == "auto":

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import tomli_w
-from checkpoint_cases import UnsyncedOperations
+from tests.checkpoint_cases import UnsyncedOperations
 from numpy.typing import NDArray
 
 from pytrain.checkpoint import Checkpoint, TensorPiece, save

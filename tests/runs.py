@@ -7,14 +7,18 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tomli_w
 from numpy.typing import NDArray
 
-from pytrain.config import RunConfig, build, resolved_toml
+from pytrain.checkpoint import TensorPiece, save
+from pytrain.checkpoint.parameters import weight_entries
+from pytrain.config import ModelConfig, RunConfig, build, resolved_toml
 from pytrain.data.corpus import prepare
 from pytrain.data.tokenizer import train_sentencepiece
 from pytrain.errors import UserError
@@ -86,7 +90,7 @@ def tables(corpora: Corpora, folder: Path, family: str = "llama") -> dict[str, d
             "sequence_length": LENGTH,
         },
         "batch": {"micro_batch": 2, "global_batch": 4},
-        "learning_rate": {"peak": 1e-2, "warmup_steps": 2},
+        "learning_rate": {"peak": 1e-2},
         "optimizer": {"clip": 0.5},
     }
 
@@ -97,6 +101,7 @@ def configuration(corpora: Corpora, folder: Path, family: str = "llama", **chang
     for key, value in changes.items():
         section, _, name = key.partition("__")
         values.setdefault(section, {})[name] = value
+    values["learning_rate"]["warmup_steps"] = min(2, values["run"]["steps"])
     return build(values, "test")
 
 
@@ -169,6 +174,19 @@ def refusal(config: RunConfig, resume: str = "none") -> str:
     except UserError as error:
         return str(error)
     raise AssertionError("the run was not refused")
+
+
+def save_model(
+    run_folder: Path, model: ModelConfig, weights: Mapping[str, NDArray[Any]], tokenizer: Path | None = None
+) -> Path:
+    """A run folder with one fp32 checkpoint of these weights, whole tensors by name; returns the folder."""
+    pieces = [
+        TensorPiece(*entry, 0, weights[entry.tensor].astype(np.float32).reshape(-1))
+        for entry in weight_entries(model, "fp32")
+    ]
+    text = tomli_w.dumps({"model": model.model_dump(exclude_none=True)})
+    save(run_folder, 1, pieces, {}, text, {} if tokenizer is None else {"tokenizer.model": tokenizer})
+    return run_folder
 
 
 def adamw(

@@ -63,6 +63,11 @@ def run_whole(
         **options,
     )
     stage.load_weights(parameters)
+    return run_stage(stage, batch)
+
+
+def run_stage(stage: Stage, batch: reference.Batch) -> tuple[float, dict[str, NDArray[np.float64]]]:
+    """Mean loss and gradients of the mean loss of one micro-batch, from a stage with all ops."""
     count = int(np.count_nonzero(batch.targets >= 0))
     stage.scalars[:] = 0
     stage.scalars[Scalar.GRADIENT_SCALE] = 1.0 / count

@@ -134,7 +134,8 @@ def test_a_dry_run_prints_and_does_not_train(
     monkeypatch: pytest.MonkeyPatch, run_toml: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train = Calls()
-    stand_in(monkeypatch, "train", train=train, dry_run=Calls("124M parameters"))
+    stand_in(monkeypatch, "train", train=train)
+    stand_in(monkeypatch, "estimate", report=Calls("124M parameters"))
     assert main(["train", str(run_toml), "--dry-run"]) == ExitCode.OK
     assert capsys.readouterr().out == "124M parameters\n"
     assert train == []
@@ -258,7 +259,9 @@ def test_export_import_inspect_and_demo(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export, import_, demo = Calls(), Calls(), Calls()
-    stand_in(monkeypatch, "checkpoint.huggingface", export_=export, import_=import_)
+    monkeypatch.setattr("pytrain.checkpoint.huggingface.export_huggingface", export)
+    monkeypatch.setattr("pytrain.checkpoint.huggingface.import_huggingface", import_)
+    monkeypatch.setattr("pytrain.checkpoint.Checkpoint.open", lambda path: path)
     assert main(["export", "runs/a", "--hf", "out"]) == ExitCode.OK
     assert main(["import", "--hf", "out", "--out", "back"]) == ExitCode.OK
     stand_in(monkeypatch, "checkpoint.inspect", inspect=Calls("3 tensors"))

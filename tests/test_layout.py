@@ -81,8 +81,10 @@ def test_slices_cover_each_row_once(name: str, tp: int) -> None:
         if specs[0].replicated:
             assert (holders == tp).all()
             assert all(spec.sharing_ranks == (0, tp) for spec in specs)
-        elif not specs[0].sum_over_sharing:
-            assert (holders == 1).all(), tensor
+        for spec in specs:
+            sharing = spec.sharing_ranks[1] - spec.sharing_ranks[0]
+            assert (holders[slice(*spec.rows)] == sharing).all(), tensor
+            assert spec.sum_over_sharing == (sharing > 1 and not spec.replicated), tensor
 
 
 @pytest.mark.parametrize(("name", "tp"), CASES)

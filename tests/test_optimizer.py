@@ -128,7 +128,7 @@ def test_a_power_of_two_loss_scale_changes_no_bit() -> None:
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_small_updates_are_not_lost_in_the_master(dtype: str) -> None:
-    """Each update is a tenth of what a 16-bit weight near 1 can show; ten thousand of them must be seen."""
+    """Each update is a tenth of what a 16-bit weight near 1 can show; forty of them must be seen."""
     plain, master = stage_of(), stage_of(weights=dtype)
     lost = stage_of(weights=dtype, master=dtype)
     optimizers = [optimizer_of(stage) for stage in (plain, master, lost)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pytrain import _native
-from pytrain.stage import Stage, native_shape
+from pytrain.stage import Scalar, Stage, native_shape
 from tests import reference, spine
 from tests.reference_cases import GPT2, LLAMA, SHAPES
 
@@ -105,17 +105,32 @@ def test_threads_change_no_bit(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_head_chunks_agree(name: str) -> None:
+    """Logits of 5 rows at a time give what those of all rows give."""
     shape = SHAPES[name]
     want = expected(shape, 14)
-    device = _native.CpuDevice()
-    rows = len(want.batch.tokens)
-    stage = _native.Stage(
-        device, native_shape(spine.model_config(shape)), spine.policy(), first_op=0, last_op=4 * shape.layers + 4,
-        batch=3, length=rows // 3, recompute=["none"] * shape.layers, head_chunk=5,
-    )  # fmt: skip
-    assert (
-        max(row["bytes"] for row in stage.arena_table if row["name"] == "logits") == 5 * shape.vocabulary * 4
+    length = want.batch.length
+    stage = Stage(_native.CpuDevice(), spine.model_config(shape), spine.policy(), batch=3, length=length)
+    stage.load_weights(want.parameters)
+    stage.native = _native.Stage(
+        stage.device,
+        stage.shape,
+        stage.policy,
+        first_op=0,
+        last_op=stage.shape.op_count,
+        batch=3,
+        length=length,
+        recompute=["none"] * shape.layers,
+        head_chunk=5,
     )
+    for bucket, (weights, gradients) in enumerate(zip(stage.weights, stage.gradients, strict=True)):
+        stage.native.bind_weights(bucket, weights.address)
+        stage.native.bind_gradients(bucket, gradients.address)
+    assert 3 * length % 5 != 0  # the last chunk is smaller
+    sizes = {row["bytes"] for row in stage.native.arena_table if row["name"] == "logits"}
+    assert sizes == {5 * shape.vocabulary * 4}
+    loss, found = spine.run_stage(stage, want.batch)
+    assert loss == pytest.approx(want.loss, rel=3e-7)
+    reference.assert_gradients_close(found, want.gradients, 1e-5)
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
@@ -181,8 +196,8 @@ def test_evaluation_gives_the_training_loss(name: str) -> None:
     stage.load_batch(0, spine.native_batch(want.batch))
     stage.forward(0, "evaluate")
     count = int(np.count_nonzero(want.batch.targets >= 0))
-    assert stage.scalars[1] == count
-    assert stage.scalars[0] / count == pytest.approx(want.loss, rel=3e-7)
+    assert stage.scalars[Scalar.TARGET_COUNT] == count
+    assert stage.scalars[Scalar.LOSS_SUM] / count == pytest.approx(want.loss, rel=3e-7)
     with pytest.raises(_native.Error, match="evaluation only"):
         stage.forward(0, "train")
 
@@ -207,14 +222,14 @@ def test_sixteen_bit_storage(name: str, dtype: str) -> None:
     loss_sum, count, _, cache = reference.model_forward(shape, rounded, want.batch)
     gradients = reference.model_backward(shape, rounded, cache, 1.0 / count)
     stage.scalars[:] = 0
-    stage.scalars[5] = 1.0 / count
+    stage.scalars[Scalar.GRADIENT_SCALE] = 1.0 / count
     stage.load_batch(0, spine.native_batch(want.batch))
     stage.forward(0)
     stage.backward(0)
     bits = {"bf16": 8, "fp16": 11}[dtype]
-    assert stage.scalars[0] == pytest.approx(loss_sum, rel=4 * 2.0**-bits)
+    assert stage.scalars[Scalar.LOSS_SUM] == pytest.approx(loss_sum, rel=4 * 2.0**-bits)
     ours = spine.gradients_of(stage)
-    # Rounding errors of many elements are independent: the error of a tensor stays near one rounding per layer and op.
+    # Rounding errors of many elements are independent: a tensor's stays near one rounding per layer and op.
     for tensor, gradient in gradients.items():
         if tensor.endswith("attention.k.bias"):
             continue  # zero in exact arithmetic
@@ -225,9 +240,14 @@ def test_sixteen_bit_storage(name: str, dtype: str) -> None:
 def test_logits_never_exist_whole() -> None:
     shape = dataclasses.replace(GPT2, vocabulary=5000, context=600)
     total, table = _native.plan_arena(
-        native_shape(spine.model_config(shape)), spine.policy(), first_op=0, last_op=4 * shape.layers + 4, batch=4,
-        length=600, recompute=["none"] * shape.layers,
-    )  # fmt: skip
+        native_shape(spine.model_config(shape)),
+        spine.policy(),
+        first_op=0,
+        last_op=4 * shape.layers + 4,
+        batch=4,
+        length=600,
+        recompute=["none"] * shape.layers,
+    )
     assert total < 4 * 600 * 5000 * 4
     assert {row["bytes"] for row in table if row["name"] == "logits"} == {256 * 5000 * 4}
 

@@ -27,7 +27,8 @@ inline DType dtype_from(const std::string& name) {
 
 // A NumPy array over device memory that `owner` keeps alive: float32, or uint16 for the 16-bit types.
 inline pybind11::array view(Tensor tensor, std::vector<pybind11::ssize_t> shape, const pybind11::object& owner) {
-    if (tensor.dtype == DType::fp32) return pybind11::array(pybind11::dtype::of<float>(), std::move(shape), tensor.data, owner);
+    if (tensor.dtype == DType::fp32)
+        return pybind11::array(pybind11::dtype::of<float>(), std::move(shape), tensor.data, owner);
     return pybind11::array(pybind11::dtype::of<std::uint16_t>(), std::move(shape), tensor.data, owner);
 }
 

@@ -42,24 +42,35 @@ void bind_core(py::module_& module) {
     py::register_exception<Error>(module, "Error", PyExc_ValueError);
     py::class_<Device>(module, "Device", "What a model asks of a device; see native/device.h.")
         .def_property_readonly("name", &Device::name)
-        .def("bytes_in_use", [](const Device& device, const std::string& kind) { return device.bytes_in_use(kind_from(kind)); }, py::arg("kind"))
-        .def("bytes_peak", [](const Device& device, const std::string& kind) { return device.bytes_peak(kind_from(kind)); }, py::arg("kind"))
+        .def(
+            "bytes_in_use",
+            [](const Device& device, const std::string& kind) { return device.bytes_in_use(kind_from(kind)); },
+            py::arg("kind"))
+        .def(
+            "bytes_peak",
+            [](const Device& device, const std::string& kind) { return device.bytes_peak(kind_from(kind)); },
+            py::arg("kind"))
         .def_property_readonly_static("memory_kinds", [](const py::object&) {
             py::list names;
-            for (int i = 0; i < static_cast<int>(MemoryKind::count); ++i) names.append(name_of(static_cast<MemoryKind>(i)));
+            for (int i = 0; i < static_cast<int>(MemoryKind::count); ++i)
+                names.append(name_of(static_cast<MemoryKind>(i)));
             return names;
         });
     py::class_<Buffer>(module, "Buffer", "A typed flat range of device memory, zeroed, counted by kind.")
-        .def(py::init<Device&, std::int64_t, const std::string&, const std::string&>(), py::arg("device"), py::arg("elements"), py::arg("dtype"),
-             py::arg("kind"), py::keep_alive<1, 2>())
+        .def(py::init<Device&, std::int64_t, const std::string&, const std::string&>(), py::arg("device"),
+             py::arg("elements"), py::arg("dtype"), py::arg("kind"), py::keep_alive<1, 2>())
         .def_property_readonly("elements", &Buffer::elements)
         .def_property_readonly("kind", &Buffer::kind)
         .def_property_readonly("dtype", [](const Buffer& buffer) { return name_of(buffer.tensor().dtype); })
-        .def_property_readonly("address", [](const Buffer& buffer) { return reinterpret_cast<std::uintptr_t>(buffer.tensor().data); })
-        .def_property_readonly("array", [](const py::object& self) {
-            const Buffer& buffer = self.cast<const Buffer&>();
-            return view(buffer.tensor(), {static_cast<py::ssize_t>(buffer.elements())}, self);
-        }, "(elements,) float32, or uint16 holding bf16 or fp16 bits; shares the buffer's memory");
+        .def_property_readonly(
+            "address", [](const Buffer& buffer) { return reinterpret_cast<std::uintptr_t>(buffer.tensor().data); })
+        .def_property_readonly(
+            "array",
+            [](const py::object& self) {
+                const Buffer& buffer = self.cast<const Buffer&>();
+                return view(buffer.tensor(), {static_cast<py::ssize_t>(buffer.elements())}, self);
+            },
+            "(elements,) float32, or uint16 holding bf16 or fp16 bits; shares the buffer's memory");
 }
 
 }  // namespace pytrain

@@ -22,7 +22,8 @@ py::dict information() {
     facts["isas_built"] = PYTRAIN_BUILT_ISAS;
     facts["isas_dropped"] = PYTRAIN_DROPPED_ISAS;
     facts["threads"] = cpu::default_threads();
-    facts["blocking"] = message("tile ", kernels.tile_rows, "x", kernels.tile_columns, ", block ", kernels.block_rows, "x", kernels.block_depth, "x", kernels.block_columns);
+    facts["blocking"] = message("tile ", kernels.tile_rows, "x", kernels.tile_columns, ", block ", kernels.block_rows,
+                                "x", kernels.block_depth, "x", kernels.block_columns);
     return facts;
 }
 }  // namespace
@@ -30,7 +31,8 @@ py::dict information() {
 void bind_information(py::module_& module) {
     module.attr("source_hash") = PYTRAIN_SOURCE_HASH;
     module.attr("__version__") = PYTRAIN_VERSION;
-    module.def("information", &information, "Compiler, instruction sets (chosen, available, built, dropped), threads and blocking, as JSON values.");
+    module.def("information", &information,
+               "Compiler, instruction sets (chosen, available, built, dropped), threads and blocking, as JSON values.");
 }
 
 }  // namespace pytrain

@@ -24,17 +24,32 @@ py::tuple pair(const Range& range) { return py::make_tuple(range.begin, range.en
 
 void bind_layout(py::module_& module) {
     py::class_<Shape>(module, "Shape", "Shape of a model; see native/model/shape.h.")
-        .def(py::init([](std::int64_t layers, std::int64_t hidden, std::int64_t heads, std::int64_t kv_heads, std::int64_t head_size, std::int64_t ffn,
-                         std::int64_t vocabulary, std::int64_t context, const std::string& norm, bool bias, bool learned_positions, bool gated,
-                         bool tied_head, float norm_eps, std::vector<double> rope_frequencies) {
-                 Shape shape{layers, hidden, heads, kv_heads, head_size, ffn, vocabulary, context, norm_from(norm), bias, learned_positions,
-                             gated, tied_head, norm_eps, std::move(rope_frequencies)};
+        .def(py::init([](std::int64_t layers, std::int64_t hidden, std::int64_t heads, std::int64_t kv_heads,
+                         std::int64_t head_size, std::int64_t ffn, std::int64_t vocabulary, std::int64_t context,
+                         const std::string& norm, bool bias, bool learned_positions, bool gated, bool tied_head,
+                         float norm_eps, std::vector<double> rope_frequencies) {
+                 Shape shape{layers,
+                             hidden,
+                             heads,
+                             kv_heads,
+                             head_size,
+                             ffn,
+                             vocabulary,
+                             context,
+                             norm_from(norm),
+                             bias,
+                             learned_positions,
+                             gated,
+                             tied_head,
+                             norm_eps,
+                             std::move(rope_frequencies)};
                  shape.validate();
                  return shape;
              }),
-             py::kw_only(), py::arg("layers"), py::arg("hidden"), py::arg("heads"), py::arg("kv_heads"), py::arg("head_size"), py::arg("ffn"),
-             py::arg("vocabulary"), py::arg("context"), py::arg("norm"), py::arg("bias"), py::arg("learned_positions"), py::arg("gated"),
-             py::arg("tied_head"), py::arg("norm_eps"), py::arg("rope_frequencies"))
+             py::kw_only(), py::arg("layers"), py::arg("hidden"), py::arg("heads"), py::arg("kv_heads"),
+             py::arg("head_size"), py::arg("ffn"), py::arg("vocabulary"), py::arg("context"), py::arg("norm"),
+             py::arg("bias"), py::arg("learned_positions"), py::arg("gated"), py::arg("tied_head"), py::arg("norm_eps"),
+             py::arg("rope_frequencies"))
         .def_readonly("layers", &Shape::layers)
         .def_readonly("hidden", &Shape::hidden)
         .def_readonly("heads", &Shape::heads)
@@ -50,26 +65,31 @@ void bind_layout(py::module_& module) {
     py::class_<Policy>(module, "Policy", "Storage type of each kind of tensor: fp32, bf16 or fp16.")
         .def(py::init([](const std::string& weights, const std::string& activations, const std::string& gradients,
                          const std::string& gradient_reduction, const std::string& master) {
-                 return Policy{dtype_from(weights), dtype_from(activations), dtype_from(gradients), dtype_from(gradient_reduction), dtype_from(master)};
+                 return Policy{dtype_from(weights), dtype_from(activations), dtype_from(gradients),
+                               dtype_from(gradient_reduction), dtype_from(master)};
              }),
              py::kw_only(), py::arg("weights") = "fp32", py::arg("activations") = "fp32", py::arg("gradients") = "fp32",
              py::arg("gradient_reduction") = "fp32", py::arg("master") = "fp32")
         .def_property_readonly("weights", [](const Policy& policy) { return name_of(policy.weights); })
         .def_property_readonly("activations", [](const Policy& policy) { return name_of(policy.activations); })
         .def_property_readonly("gradients", [](const Policy& policy) { return name_of(policy.gradients); })
-        .def_property_readonly("gradient_reduction", [](const Policy& policy) { return name_of(policy.gradient_reduction); })
+        .def_property_readonly("gradient_reduction",
+                               [](const Policy& policy) { return name_of(policy.gradient_reduction); })
         .def_property_readonly("master", [](const Policy& policy) { return name_of(policy.master); });
 
     py::class_<TensorSpec>(module, "TensorSpec", "One row of the parameter table; see native/model/layout.h.")
         .def_readonly("name", &TensorSpec::name)
         .def_readonly("bucket", &TensorSpec::bucket)
-        .def_property_readonly("shape", [](const TensorSpec& spec) { return py::tuple(py::cast(spec.shape)); }, "global shape")
-        .def_property_readonly("rows", [](const TensorSpec& spec) { return pair(spec.rows); }, "rows of dimension 0 held here")
-        .def_property_readonly("local_shape", [](const TensorSpec& spec) {
-            std::vector<std::int64_t> local = spec.shape;
-            local[0] = spec.rows.size();
-            return py::tuple(py::cast(local));
-        })
+        .def_property_readonly(
+            "shape", [](const TensorSpec& spec) { return py::tuple(py::cast(spec.shape)); }, "global shape")
+        .def_property_readonly(
+            "rows", [](const TensorSpec& spec) { return pair(spec.rows); }, "rows of dimension 0 held here")
+        .def_property_readonly("local_shape",
+                               [](const TensorSpec& spec) {
+                                   std::vector<std::int64_t> local = spec.shape;
+                                   local[0] = spec.rows.size();
+                                   return py::tuple(py::cast(local));
+                               })
         .def_readonly("offset", &TensorSpec::offset)
         .def_property_readonly("elements", &TensorSpec::elements)
         .def_property_readonly("first_element", &TensorSpec::first_element)
@@ -95,8 +115,8 @@ void bind_layout(py::module_& module) {
         .def_readonly("shard_offset", &Piece::shard_offset);
 
     py::class_<Layout>(module, "Layout", "The parameter table of a range of ops on one tensor-parallel rank.")
-        .def(py::init<const Shape&, std::int64_t, std::int64_t, std::int64_t, std::int64_t>(), py::arg("shape"), py::arg("first_op"),
-             py::arg("last_op"), py::arg("tp_rank") = 0, py::arg("tp_size") = 1)
+        .def(py::init<const Shape&, std::int64_t, std::int64_t, std::int64_t, std::int64_t>(), py::arg("shape"),
+             py::arg("first_op"), py::arg("last_op"), py::arg("tp_rank") = 0, py::arg("tp_size") = 1)
         .def_property_readonly("tensors", &Layout::tensors)
         .def_property_readonly("buckets", &Layout::buckets)
         .def_property_readonly("elements", &Layout::elements)
@@ -104,10 +124,14 @@ void bind_layout(py::module_& module) {
         .def("shard_elements", &Layout::shard_elements, py::arg("bucket"), py::arg("shards"))
         .def("pieces", &Layout::pieces, py::arg("bucket"), py::arg("shard"), py::arg("shards"));
 
-    module.def("head_range", [](const Shape& shape, std::int64_t tp_rank, std::int64_t tp_size) {
-        const HeadRange part = head_range(shape, tp_rank, tp_size);
-        return py::make_tuple(pair(part.heads), pair(part.kv_heads), pair(part.sharing_ranks));
-    }, py::arg("shape"), py::arg("tp_rank"), py::arg("tp_size"), "(heads, kv_heads, ranks that hold the same kv_heads), each (begin, end)");
+    module.def(
+        "head_range",
+        [](const Shape& shape, std::int64_t tp_rank, std::int64_t tp_size) {
+            const HeadRange part = head_range(shape, tp_rank, tp_size);
+            return py::make_tuple(pair(part.heads), pair(part.kv_heads), pair(part.sharing_ranks));
+        },
+        py::arg("shape"), py::arg("tp_rank"), py::arg("tp_size"),
+        "(heads, kv_heads, ranks that hold the same kv_heads), each (begin, end)");
 }
 
 }  // namespace pytrain

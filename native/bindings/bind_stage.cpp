@@ -18,14 +18,16 @@ Pass pass_from(const std::string& name) {
     return name == "train" ? Pass::train : Pass::evaluate;
 }
 
-StageConfig config_from(std::int64_t first_op, std::int64_t last_op, std::int64_t batch, std::int64_t length, const std::vector<std::string>& recompute,
-                        std::int64_t tp_rank, std::int64_t tp_size, std::int64_t slots, bool training, bool defer_weight, std::int64_t head_chunk) {
+StageConfig config_from(std::int64_t first_op, std::int64_t last_op, std::int64_t batch, std::int64_t length,
+                        const std::vector<std::string>& recompute, std::int64_t tp_rank, std::int64_t tp_size,
+                        std::int64_t slots, bool training, bool defer_weight, std::int64_t head_chunk) {
     StageConfig config{};
     config.first_op = first_op, config.last_op = last_op;
     config.batch = batch, config.length = length;
     for (const std::string& name : recompute) config.recompute.push_back(recompute_from(name));
     config.tp_rank = tp_rank, config.tp_size = tp_size;
-    config.slots = slots, config.training = training, config.defer_weight = defer_weight, config.head_chunk = head_chunk;
+    config.slots = slots, config.training = training, config.defer_weight = defer_weight,
+    config.head_chunk = head_chunk;
     return config;
 }
 
@@ -50,78 +52,149 @@ py::array stream_view(const py::object& self, Tensor tensor) {
 
 py::array integer_view(const py::object& self, const Place& place, std::int64_t slot) {
     const Stage& stage = self.cast<const Stage&>();
-    return py::array(py::dtype::of<std::int32_t>(), std::vector<py::ssize_t>{stage.config().batch * stage.config().length}, stage.integers(place, slot), self);
+    return py::array(py::dtype::of<std::int32_t>(),
+                     std::vector<py::ssize_t>{stage.config().batch * stage.config().length},
+                     stage.integers(place, slot), self);
 }
 }  // namespace
 
 void bind_stage(py::module_& module) {
-    module.def("plan_arena", [](const Shape& shape, const Policy& policy, std::int64_t first_op, std::int64_t last_op, std::int64_t batch, std::int64_t length,
-                                const std::vector<std::string>& recompute, std::int64_t tp_rank, std::int64_t tp_size, std::int64_t slots, bool training,
-                                bool defer_weight, std::int64_t head_chunk) {
-        const Arena arena(shape, policy, config_from(first_op, last_op, batch, length, recompute, tp_rank, tp_size, slots, training, defer_weight, head_chunk));
-        return py::make_tuple(arena.bytes, arena_table(arena));
-    }, py::arg("shape"), py::arg("policy"), py::kw_only(), py::arg("first_op"), py::arg("last_op"), py::arg("batch"), py::arg("length"), py::arg("recompute"),
-       py::arg("tp_rank") = 0, py::arg("tp_size") = 1, py::arg("slots") = 1, py::arg("training") = true, py::arg("defer_weight") = false,
-       py::arg("head_chunk") = 256, "(bytes, table) of the arena a Stage of these arguments would allocate");
+    module.def(
+        "plan_arena",
+        [](const Shape& shape, const Policy& policy, std::int64_t first_op, std::int64_t last_op, std::int64_t batch,
+           std::int64_t length, const std::vector<std::string>& recompute, std::int64_t tp_rank, std::int64_t tp_size,
+           std::int64_t slots, bool training, bool defer_weight, std::int64_t head_chunk) {
+            const Arena arena(shape, policy,
+                              config_from(first_op, last_op, batch, length, recompute, tp_rank, tp_size, slots,
+                                          training, defer_weight, head_chunk));
+            return py::make_tuple(arena.bytes, arena_table(arena));
+        },
+        py::arg("shape"), py::arg("policy"), py::kw_only(), py::arg("first_op"), py::arg("last_op"), py::arg("batch"),
+        py::arg("length"), py::arg("recompute"), py::arg("tp_rank") = 0, py::arg("tp_size") = 1, py::arg("slots") = 1,
+        py::arg("training") = true, py::arg("defer_weight") = false, py::arg("head_chunk") = 256,
+        "(bytes, table) of the arena a Stage of these arguments would allocate");
 
     py::class_<Stage>(module, "Stage", "A range of ops on one rank; see native/model/stage.h.")
-        .def(py::init([](Device& device, const Shape& shape, const Policy& policy, std::int64_t first_op, std::int64_t last_op, std::int64_t batch,
-                         std::int64_t length, const std::vector<std::string>& recompute, std::int64_t tp_rank, std::int64_t tp_size, std::int64_t slots,
-                         bool training, bool defer_weight, std::int64_t head_chunk) {
-                 return new Stage(device, shape, policy, config_from(first_op, last_op, batch, length, recompute, tp_rank, tp_size, slots, training, defer_weight, head_chunk));
+        .def(py::init([](Device& device, const Shape& shape, const Policy& policy, std::int64_t first_op,
+                         std::int64_t last_op, std::int64_t batch, std::int64_t length,
+                         const std::vector<std::string>& recompute, std::int64_t tp_rank, std::int64_t tp_size,
+                         std::int64_t slots, bool training, bool defer_weight, std::int64_t head_chunk) {
+                 return new Stage(device, shape, policy,
+                                  config_from(first_op, last_op, batch, length, recompute, tp_rank, tp_size, slots,
+                                              training, defer_weight, head_chunk));
              }),
-             py::arg("device"), py::arg("shape"), py::arg("policy"), py::kw_only(), py::arg("first_op"), py::arg("last_op"), py::arg("batch"), py::arg("length"),
-             py::arg("recompute"), py::arg("tp_rank") = 0, py::arg("tp_size") = 1, py::arg("slots") = 1, py::arg("training") = true,
-             py::arg("defer_weight") = false, py::arg("head_chunk") = 256, py::keep_alive<1, 2>())
+             py::arg("device"), py::arg("shape"), py::arg("policy"), py::kw_only(), py::arg("first_op"),
+             py::arg("last_op"), py::arg("batch"), py::arg("length"), py::arg("recompute"), py::arg("tp_rank") = 0,
+             py::arg("tp_size") = 1, py::arg("slots") = 1, py::arg("training") = true, py::arg("defer_weight") = false,
+             py::arg("head_chunk") = 256, py::keep_alive<1, 2>())
         .def_property_readonly("layout", &Stage::layout, py::return_value_policy::reference_internal)
         .def_property_readonly("first_op", [](const Stage& stage) { return stage.config().first_op; })
         .def_property_readonly("last_op", [](const Stage& stage) { return stage.config().last_op; })
         .def_property_readonly("slots", [](const Stage& stage) { return stage.config().slots; })
         .def_property_readonly("arena_bytes", [](const Stage& stage) { return stage.arena().bytes; })
         .def_property_readonly("arena_table", [](const Stage& stage) { return arena_table(stage.arena()); })
-        .def("bind_weights", [](Stage& stage, std::int64_t bucket, std::uintptr_t address) { stage.parameters().bind_weights(bucket, reinterpret_cast<void*>(address)); },
-             py::arg("bucket"), py::arg("address"), "address of the bucket's flat range (Buffer.address), 0 for none; the caller keeps it alive")
-        .def("bind_gradients", [](Stage& stage, std::int64_t bucket, std::uintptr_t address) { stage.parameters().bind_gradients(bucket, reinterpret_cast<void*>(address)); },
-             py::arg("bucket"), py::arg("address"))
-        .def("forward", [](Stage& stage, std::int64_t slot, std::int64_t begin, std::int64_t end, const std::string& pass) {
-            const Pass kind = pass_from(pass);
-            py::gil_scoped_release release;
-            stage.forward(slot, begin, end, kind);
-        }, py::arg("slot"), py::arg("begin"), py::arg("end"), py::arg("pass_") = "train")
+        .def(
+            "bind_weights",
+            [](Stage& stage, std::int64_t bucket, std::uintptr_t address) {
+                stage.parameters().bind_weights(bucket, reinterpret_cast<void*>(address));
+            },
+            py::arg("bucket"), py::arg("address"),
+            "address of the bucket's flat range (Buffer.address), 0 for none; the caller keeps it alive")
+        .def(
+            "bind_gradients",
+            [](Stage& stage, std::int64_t bucket, std::uintptr_t address) {
+                stage.parameters().bind_gradients(bucket, reinterpret_cast<void*>(address));
+            },
+            py::arg("bucket"), py::arg("address"))
+        .def(
+            "forward",
+            [](Stage& stage, std::int64_t slot, std::int64_t begin, std::int64_t end, const std::string& pass) {
+                const Pass kind = pass_from(pass);
+                py::gil_scoped_release release;
+                stage.forward(slot, begin, end, kind);
+            },
+            py::arg("slot"), py::arg("begin"), py::arg("end"), py::arg("pass_") = "train")
         .def("finish_forward", &Stage::finish_forward, py::arg("slot"), Gil())
         .def("backward", &Stage::backward, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
         .def("backward_input", &Stage::backward_input, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
         .def("backward_weight", &Stage::backward_weight, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
         .def("recompute", &Stage::recompute, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
-        .def("tokens", [](const py::object& self, std::int64_t slot) { return integer_view(self, self.cast<Stage&>().arena().tokens, slot); }, py::arg("slot"))
-        .def("targets", [](const py::object& self, std::int64_t slot) { return integer_view(self, self.cast<Stage&>().arena().targets, slot); }, py::arg("slot"))
-        .def("positions", [](const py::object& self, std::int64_t slot) { return integer_view(self, self.cast<Stage&>().arena().positions, slot); }, py::arg("slot"))
-        .def("document_starts", [](const py::object& self, std::int64_t slot) { return integer_view(self, self.cast<Stage&>().arena().document_starts, slot); }, py::arg("slot"))
-        .def("input", [](const py::object& self, std::int64_t slot) { return stream_view(self, self.cast<Stage&>().input(slot)); }, py::arg("slot"))
-        .def("output", [](const py::object& self, std::int64_t slot) {
-            const Stage& stage = self.cast<Stage&>();
-            return stream_view(self, stage.at(stage.arena().output, slot, stage.policy().activations));
-        }, py::arg("slot"))
-        .def_property_readonly("dresidual", [](const py::object& self) {
-            const Stage& stage = self.cast<Stage&>();
-            return stream_view(self, stage.at(stage.arena().dresidual, 0, stage.policy().activations));
-        }, "gradient of the residual stream: of the stage's output before backward, of its input after")
-        .def_property_readonly("dnorm", [](const py::object& self) {
-            const Stage& stage = self.cast<Stage&>();
-            return stream_view(self, stage.at(stage.arena().dnorm, 0, stage.policy().activations));
-        }, "backward cut: this rank's part of the gradient of a norm's output")
-        .def_property_readonly("partial", [](const py::object& self) {
-            const Stage& stage = self.cast<Stage&>();
-            return stream_view(self, stage.at(stage.arena().partial, 0, stage.policy().activations));
-        }, "forward cut: this rank's part of a row-parallel product")
-        .def("statistics", [](const py::object& self, std::int64_t slot) {
-            const Stage& stage = self.cast<Stage&>();
-            const StageConfig& config = stage.config();
-            return view(stage.at(stage.arena().statistics, slot, DType::fp32), {config.tp_size, config.batch * config.length, kHeadStatistics}, self);
-        }, py::arg("slot"), "(tp_size, rows, 3): this rank fills its own, the caller gathers the others before the loss")
-        .def_property_readonly("scalars", [](const py::object& self) {
-            return py::array(py::dtype::of<double>(), std::vector<py::ssize_t>{sizeof(StepScalars) / sizeof(double)}, self.cast<Stage&>().scalars(), self);
-        }, "(6,) float64: loss_sum, target_count, gradient_norm, clip_factor, finite, gradient_scale");
+        .def(
+            "tokens",
+            [](const py::object& self, std::int64_t slot) {
+                return integer_view(self, self.cast<Stage&>().arena().tokens, slot);
+            },
+            py::arg("slot"))
+        .def(
+            "targets",
+            [](const py::object& self, std::int64_t slot) {
+                return integer_view(self, self.cast<Stage&>().arena().targets, slot);
+            },
+            py::arg("slot"))
+        .def(
+            "positions",
+            [](const py::object& self, std::int64_t slot) {
+                return integer_view(self, self.cast<Stage&>().arena().positions, slot);
+            },
+            py::arg("slot"))
+        .def(
+            "document_starts",
+            [](const py::object& self, std::int64_t slot) {
+                return integer_view(self, self.cast<Stage&>().arena().document_starts, slot);
+            },
+            py::arg("slot"))
+        .def(
+            "input",
+            [](const py::object& self, std::int64_t slot) {
+                return stream_view(self, self.cast<Stage&>().input(slot));
+            },
+            py::arg("slot"))
+        .def(
+            "output",
+            [](const py::object& self, std::int64_t slot) {
+                const Stage& stage = self.cast<Stage&>();
+                return stream_view(self, stage.at(stage.arena().output, slot, stage.policy().activations));
+            },
+            py::arg("slot"))
+        .def_property_readonly(
+            "dresidual",
+            [](const py::object& self) {
+                const Stage& stage = self.cast<Stage&>();
+                return stream_view(self, stage.at(stage.arena().dresidual, 0, stage.policy().activations));
+            },
+            "gradient of the residual stream: of the stage's output before backward, of its input after")
+        .def_property_readonly(
+            "dnorm",
+            [](const py::object& self) {
+                const Stage& stage = self.cast<Stage&>();
+                return stream_view(self, stage.at(stage.arena().dnorm, 0, stage.policy().activations));
+            },
+            "backward cut: this rank's part of the gradient of a norm's output")
+        .def_property_readonly(
+            "partial",
+            [](const py::object& self) {
+                const Stage& stage = self.cast<Stage&>();
+                return stream_view(self, stage.at(stage.arena().partial, 0, stage.policy().activations));
+            },
+            "forward cut: this rank's part of a row-parallel product")
+        .def(
+            "statistics",
+            [](const py::object& self, std::int64_t slot) {
+                const Stage& stage = self.cast<Stage&>();
+                const StageConfig& config = stage.config();
+                return view(stage.at(stage.arena().statistics, slot, DType::fp32),
+                            {config.tp_size, config.batch * config.length, kHeadStatistics}, self);
+            },
+            py::arg("slot"),
+            "(tp_size, rows, 3): this rank fills its own, the caller gathers the others before the loss")
+        .def_property_readonly(
+            "scalars",
+            [](const py::object& self) {
+                return py::array(py::dtype::of<double>(),
+                                 std::vector<py::ssize_t>{sizeof(StepScalars) / sizeof(double)},
+                                 self.cast<Stage&>().scalars(), self);
+            },
+            "(6,) float64: loss_sum, target_count, gradient_norm, clip_factor, finite, gradient_scale");
 }
 
 }  // namespace pytrain

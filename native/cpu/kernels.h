@@ -1,8 +1,8 @@
 // What the CPU device asks of an instruction set: operations on rows and tiles, single-threaded, fp32 in registers.
 //
 // The scalar table is complete and is the reference; every other one starts as a copy of it and overwrites pointers and
-// block sizes (`fill_<isa>`), so that a new CPU is right on its first day. Rows are fp32: the device widens bf16 and fp16
-// rows into scratch before a row kernel and narrows them after; only packing, widen and narrow see storage types.
+// block sizes (`fill_<isa>`), so that a new CPU is right on its first day. Rows are fp32: the device widens bf16 and
+// fp16 rows into scratch before a row kernel and narrows them after; only packing, widen and narrow see storage types.
 // n, k: any size from 0 (tails are the kernel's business). Pointers need no alignment unless said.
 #pragma once
 #include <cstdint>
@@ -23,14 +23,18 @@ struct Kernels {
     // --- products: C (m,n) in tiles of (tile_rows, tile_columns) from packed panels -------------
     // Panels: a (k, tile_rows) and b (k, tile_columns), 64-byte aligned, zero-padded at the edges.
     std::int64_t tile_rows, tile_columns;
-    // Cache blocks: block_rows a multiple of tile_rows, block_columns of tile_columns.
+    // Cache blocks: a task computes block_rows x block_columns of C (multiples of the tile) from block_depth steps of k, so
+    // that its packed panels of both operands stay in the second-level cache, and one panel of a in the first.
     std::int64_t block_rows, block_depth, block_columns;
     // c (tile_rows, tile_columns) = a * b, or += with accumulate. One accumulator per element, k ascending.
     void (*matmul_tile)(std::int64_t k, const float* a, const float* b, float* c, std::int64_t ldc, bool accumulate);
     // One panel of `width` <= panel_width vectors of length k, by storage type of the source:
-    // pack_along: source[i*ld + p] (k contiguous) -> panel[p*panel_width + i];  pack_across: source[p*ld + i] -> the same.
-    void (*pack_along[kDTypes])(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width, std::int64_t panel_width);
-    void (*pack_across[kDTypes])(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width, std::int64_t panel_width);
+    // pack_along: source[i*ld + p] (k contiguous) -> panel[p*panel_width + i]
+    // pack_across: source[p*ld + i] -> panel[p*panel_width + i]
+    void (*pack_along[kDTypes])(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width,
+                                std::int64_t panel_width);
+    void (*pack_across[kDTypes])(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width,
+                                 std::int64_t panel_width);
 
     // `repeats` rounds of independent fused multiply-adds on registers, for measuring the peak. Returns the FLOPs done;
     // sink has room for one vector (64 floats are enough for any).
@@ -41,24 +45,29 @@ struct Kernels {
     void (*narrow[kDTypes])(void* y, const float* x, std::int64_t n);  // round to nearest even, NaN stays NaN
 
     // --- elementwise ----------------------------------------------------------------------------
-    void (*add)(float* y, const float* x, std::int64_t n);                   // y += x
-    void (*scale)(float* y, float factor, std::int64_t n);                   // y *= factor
-    void (*gelu_forward)(float* y, const float* x, std::int64_t n);          // tanh approximation
+    void (*add)(float* y, const float* x, std::int64_t n);           // y += x
+    void (*scale)(float* y, float factor, std::int64_t n);           // y *= factor
+    void (*gelu_forward)(float* y, const float* x, std::int64_t n);  // tanh approximation
     void (*gelu_backward)(float* dx, const float* dy, const float* x, std::int64_t n);
     void (*swiglu_forward)(float* y, const float* gate, const float* up, std::int64_t n);
-    void (*swiglu_backward)(float* dgate, float* dup, const float* dy, const float* gate, const float* up, std::int64_t n);
+    void (*swiglu_backward)(float* dgate, float* dup, const float* dy, const float* gate, const float* up,
+                            std::int64_t n);
     // x (heads, head_size): rotate-half with cos_sin (head_size/2, 2); sign -1 rotates back
     void (*rope)(float* x, const float* cos_sin, std::int64_t heads, std::int64_t head_size, float sign);
 
     // --- norms: one row; backward adds to dx, dweight, dbias (n) ----------------------------------
-    void (*layernorm_forward)(float* y, float* mean, float* rstd, const float* x, const float* weight, const float* bias, std::int64_t n, float eps);
-    void (*layernorm_backward)(float* dx, float* dweight, float* dbias, const float* dy, const float* x, const float* weight, float mean, float rstd, std::int64_t n);
+    void (*layernorm_forward)(float* y, float* mean, float* rstd, const float* x, const float* weight,
+                              const float* bias, std::int64_t n, float eps);
+    void (*layernorm_backward)(float* dx, float* dweight, float* dbias, const float* dy, const float* x,
+                               const float* weight, float mean, float rstd, std::int64_t n);
     void (*rmsnorm_forward)(float* y, float* rstd, const float* x, const float* weight, std::int64_t n, float eps);
-    void (*rmsnorm_backward)(float* dx, float* dweight, const float* dy, const float* x, const float* weight, float rstd, std::int64_t n);
+    void (*rmsnorm_backward)(float* dx, float* dweight, const float* dy, const float* x, const float* weight,
+                             float rstd, std::int64_t n);
 
     // --- softmax pieces ---------------------------------------------------------------------------
-    float (*maximum)(const float* x, std::int64_t n);                                    // -inf for n = 0
-    float (*exp_sum)(float* y, const float* x, float scale, float shift, std::int64_t n);  // y = exp(scale*x - shift), returns the sum; y may be x
+    float (*maximum)(const float* x, std::int64_t n);  // -inf for n = 0
+    // y = exp(scale*x - shift), returns the sum; y may be x
+    float (*exp_sum)(float* y, const float* x, float scale, float shift, std::int64_t n);
     // dscore = p * (dp - delta) * scale, in place over dp
     void (*softmax_backward)(float* dp, const float* p, float delta, float scale, std::int64_t n);
     float (*dot)(const float* x, const float* y, std::int64_t n);

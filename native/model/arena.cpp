@@ -36,7 +36,8 @@ const char* name_of(Lifetime lifetime) {
 }
 
 Place Arena::add(const std::string& name, Lifetime lifetime, std::int64_t elements, DType dtype, std::int64_t copies) {
-    const std::int64_t size = elements * static_cast<std::int64_t>(size_of(dtype)), stride = aligned_bytes(elements, dtype);
+    const std::int64_t size = elements * static_cast<std::int64_t>(size_of(dtype)),
+                       stride = aligned_bytes(elements, dtype);
     entries.push_back({name, lifetime, size, copies, bytes});
     const Place place{bytes, copies > 1 ? stride : 0};
     bytes += stride * copies;
@@ -54,7 +55,8 @@ Arena::Arena(const Shape& shape, const Policy& policy, const StageConfig& config
           " tokens are longer than model.context = ", shape.context);
     for (const std::int64_t edge : {config.first_op, config.last_op}) {
         if (edge == 0 || edge == all.count()) continue;
-        check(all.kind(edge) == OpKind::norm, "a stage cannot be cut before ", all.name(edge), ": only the residual stream passes between stages");
+        check(all.kind(edge) == OpKind::norm, "a stage cannot be cut before ", all.name(edge),
+              ": only the residual stream passes between stages");
     }
     ops.resize(static_cast<std::size_t>(config.last_op - config.first_op));
     plan_ends(shape, policy, config);
@@ -91,7 +93,8 @@ void Arena::plan_shared(const Shape& shape, const Policy& policy, const StageCon
         return add(name, Lifetime::operation, elements, dtype, 1);
     };
     if (config.tp_size > 1) partial = shared("partial", size.hidden, policy.activations);
-    if (config.last_op == all.count()) logits = shared("logits", std::min(config.head_chunk, size.rows) * size.vocabulary, DType::fp32);
+    if (config.last_op == all.count())
+        logits = shared("logits", std::min(config.head_chunk, size.rows) * size.vocabulary, DType::fp32);
     if (!config.training) return;
     dresidual = shared("dresidual", size.hidden, policy.activations);
     dnorm = shared("dnorm", size.hidden, policy.activations);
@@ -132,7 +135,8 @@ void Arena::plan_layer(const Shape& shape, const Policy& policy, const StageConf
     const Sizes size(shape, config);
     const Ops all(shape.layers);
     const Recompute mode = config.training ? config.recompute[static_cast<std::size_t>(layer)] : Recompute::full;
-    check(!(config.training && config.defer_weight && mode == Recompute::full), "full recompute needs each weight gradient ",
+    check(!(config.training && config.defer_weight && mode == Recompute::full),
+          "full recompute needs each weight gradient ",
           "straight after its input gradient: choose none or selective for layer ", layer);
     const auto keep = [&](bool own, const std::string& name, Lifetime lifetime, std::int64_t elements, DType dtype) {
         if (!own) return shared(name, elements, dtype);
@@ -143,16 +147,21 @@ void Arena::plan_layer(const Shape& shape, const Policy& policy, const StageConf
     const Lifetime kept = config.defer_weight ? Lifetime::forward_weight : Lifetime::forward_backward;
     const bool all_own = mode == Recompute::none, most_own = mode != Recompute::full;
     const std::int64_t up_elements = (shape.gated ? 2 : 1) * size.ffn;
-    for (std::int64_t op = std::max(1 + 4 * layer, config.first_op); op < std::min(5 + 4 * layer, config.last_op); ++op) {
+    for (std::int64_t op = std::max(1 + 4 * layer, config.first_op); op < std::min(5 + 4 * layer, config.last_op);
+         ++op) {
         OpPlaces& places = ops[static_cast<std::size_t>(op - config.first_op)];
         const OpKind kind = all.kind(op);
-        const std::string name = kind == OpKind::attention ? "attention." : kind == OpKind::mlp ? "mlp." : all.is_second_norm(op) ? "norm2." : "norm1.";
+        const std::string name = kind == OpKind::attention ? "attention."
+                                 : kind == OpKind::mlp     ? "mlp."
+                                 : all.is_second_norm(op)  ? "norm2."
+                                                           : "norm1.";
         if (kind == OpKind::norm) {
             // A layer's input is what full recompute starts from; so is a stage's.
             const bool input = !all.is_second_norm(op) || op == config.first_op;
             places.x = keep(config.training && (most_own || input), name + "x", kept, size.hidden, act);
             // Full recompute has both norms of a layer alive at once; selective rebuilds one at a time.
-            places.y = keep(all_own, mode == Recompute::selective ? "norm.y" : name + "y", Lifetime::forward_weight, size.hidden, act);
+            places.y = keep(all_own, mode == Recompute::selective ? "norm.y" : name + "y", Lifetime::forward_weight,
+                            size.hidden, act);
             places.mean = keep(most_own, name + "mean", kept, size.rows, DType::fp32);
             places.rstd = keep(most_own, name + "rstd", kept, size.rows, DType::fp32);
             continue;
@@ -161,11 +170,15 @@ void Arena::plan_layer(const Shape& shape, const Policy& policy, const StageConf
             places.qkv = keep(most_own, name + "qkv", kept, size.qkv, act);
             places.out = keep(all_own, name + "out", Lifetime::forward_weight, size.query, act);
             places.lse = keep(most_own, name + "lse", kept, size.scores, DType::fp32);
-            if (config.training) places.dqkv = config.defer_weight ? keep(true, name + "dqkv", Lifetime::backward_weight, size.qkv, act) : dqkv_;
+            if (config.training)
+                places.dqkv =
+                    config.defer_weight ? keep(true, name + "dqkv", Lifetime::backward_weight, size.qkv, act) : dqkv_;
         } else {
             places.up = keep(most_own, name + "up", kept, up_elements, act);
             places.active = keep(all_own, name + "active", Lifetime::forward_weight, size.ffn, act);
-            if (config.training) places.dup = config.defer_weight ? keep(true, name + "dup", Lifetime::backward_weight, up_elements, act) : dup_;
+            if (config.training)
+                places.dup =
+                    config.defer_weight ? keep(true, name + "dup", Lifetime::backward_weight, up_elements, act) : dup_;
         }
         if (config.training && config.defer_weight)
             places.dresidual = keep(true, name + "dresidual", Lifetime::backward_weight, size.hidden, act);

@@ -61,10 +61,10 @@ struct OpPlaces {
     Place out;         // attention: (rows, heads * head_size)
     Place lse;         // attention: (batch, heads, length) fp32
     Place dqkv;
-    Place up;          // mlp: (rows, ffn) or (rows, 2 ffn) [gate | up], before the activation
-    Place active;      // mlp: (rows, ffn)
+    Place up;      // mlp: (rows, ffn) or (rows, 2 ffn) [gate | up], before the activation
+    Place active;  // mlp: (rows, ffn)
     Place dup;
-    Place dresidual;   // attention, mlp: gradient of the op's output, kept for a deferred backward_weight
+    Place dresidual;  // attention, mlp: gradient of the op's output, kept for a deferred backward_weight
 };
 
 struct Arena {
@@ -78,10 +78,11 @@ struct Arena {
     Place output;                                       // residual stream that leaves the stage (rows, hidden)
     Place statistics, lse;                              // head: (rows, 3), (rows) fp32
     // Shared
-    Place dresidual, dnorm, partial;  // (rows, hidden): gradient of the stream; of a norm's output; row-parallel product
-    Place dout, dactive;              // (rows, heads*head_size), (rows, ffn)
-    Place delta;                      // (batch, heads, length) fp32
-    Place logits;                     // (head_chunk, vocabulary slice)
+    // (rows, hidden): gradient of the stream; of a norm's output; row-parallel product
+    Place dresidual, dnorm, partial;
+    Place dout, dactive;  // (rows, heads*head_size), (rows, ffn)
+    Place delta;          // (batch, heads, length) fp32
+    Place logits;         // (head_chunk, vocabulary slice)
 
 private:
     Place add(const std::string& name, Lifetime, std::int64_t elements, DType, std::int64_t copies);
@@ -90,7 +91,7 @@ private:
     void plan_shared(const Shape&, const Policy&, const StageConfig&);
     void plan_operation(const Shape&, const Policy&, const StageConfig&);
     Place shared(const std::string& name, std::int64_t elements, DType);
-    Place dqkv_, dup_;  // of all ops, where weight gradients come at once
+    Place dqkv_, dup_;                     // of all ops, where weight gradients come at once
     std::map<std::string, Place> shared_;  // recomputed pieces, one set for all layers
 };
 

@@ -1,5 +1,6 @@
 // q, k, v projections, rotation, attention, output projection.
-// FLOPs per token forward: 2 hidden (heads + 2 kv_heads) size + 2 length heads size (causal) + 2 heads size hidden. Products bind.
+// FLOPs per token forward: 2 hidden (heads + 2 kv_heads) size + 2 length heads size (causal) + 2 heads size hidden.
+// Products bind.
 #include "core/check.h"
 #include "model/stage.h"
 
@@ -46,11 +47,14 @@ void Stage::attention_backward_input(std::int64_t slot, std::int64_t op) {
         device_.attention_forward(args, device_.compute_queue());
         claim(place.out, slot, op);
     }
-    const Tensor dresidual = activation(arena_.dresidual, 0), dout = activation(arena_.dout, 0), dqkv = activation(place.dqkv, slot);
+    const Tensor dresidual = activation(arena_.dresidual, 0), dout = activation(arena_.dout, 0),
+                 dqkv = activation(place.dqkv, slot);
     row_backward_input(device_, parameters_, parameters_.second_product(op), rows_, dout, dresidual);
-    device_.attention_backward(args, dqkv, dqkv.at(heads * size), dqkv.at((heads + kv_heads) * size), dout, floats(arena_.delta, 0), device_.compute_queue());
+    device_.attention_backward(args, dqkv, dqkv.at(heads * size), dqkv.at((heads + kv_heads) * size), dout,
+                               floats(arena_.delta, 0), device_.compute_queue());
     if (!shape_.learned_positions) {
-        device_.rope(dqkv, rows_, product.out, heads + kv_heads, size, integers(arena_.positions, slot), rope_table_, true, device_.compute_queue());
+        device_.rope(dqkv, rows_, product.out, heads + kv_heads, size, integers(arena_.positions, slot), rope_table_,
+                     true, device_.compute_queue());
     }
     column_backward_input(device_, parameters_, product, rows_, activation(arena_.dnorm, 0), dqkv);
     keep_dresidual(slot, op);
@@ -64,7 +68,8 @@ void Stage::attention_backward_weight(std::int64_t slot, std::int64_t op) {
         claim(place.out, slot, op);
     }
     row_backward_weight(device_, parameters_, parameters_.second_product(op), rows_, dresidual_of(slot, op), out);
-    column_backward_weight(device_, parameters_, parameters_.first_product(op), rows_, activation(place.dqkv, slot), norm_output(slot, op - 1));
+    column_backward_weight(device_, parameters_, parameters_.first_product(op), rows_, activation(place.dqkv, slot),
+                           norm_output(slot, op - 1));
 }
 
 }  // namespace pytrain

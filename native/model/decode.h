@@ -1,7 +1,7 @@
 // Generation: the same ops over a cache of keys and values, forward only. Batches hold sequences of equal length.
 //
-// Cuts are those of Stage: with tp_size > 1 sum `partial` after embed, attention and mlp. The logits of the last rows are
-// this rank's vocabulary slice.
+// Cuts are those of Stage: with tp_size > 1 sum `partial` after embed, attention and mlp. The logits of the last rows
+// are this rank's vocabulary slice.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -37,8 +37,8 @@ public:
     void forward(std::int64_t begin, std::int64_t end);  // ops [begin, end) up to the final norm
     // Logits (batch * count, vocabulary slice) fp32 of the rows just fed, in memory that the next feed reuses.
     const float* logits();
-    void finish();                          // the fed tokens are part of the past now
-    void rewind(std::int64_t length);       // forgets all but the first `length` tokens
+    void finish();                     // the fed tokens are part of the past now
+    void rewind(std::int64_t length);  // forgets all but the first `length` tokens
     Tensor partial() const { return partial_; }
     std::int64_t rows() const { return config_.batch * count_; }
 

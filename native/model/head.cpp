@@ -19,12 +19,17 @@ struct Stage::HeadChunk {
 
 Stage::HeadChunk Stage::head_chunk(std::int64_t slot, std::int64_t first) const {
     float* const own = floats(arena_.statistics, slot) + config_.tp_rank * rows_ * kHeadStatistics;
-    return {std::min(config_.head_chunk, rows_ - first), activation(places(ops_.final_norm()).y, slot).at(first * shape_.hidden),
-            at(arena_.logits, 0, DType::fp32), own + first * kHeadStatistics, floats(arena_.lse, slot) + first,
+    return {std::min(config_.head_chunk, rows_ - first),
+            activation(places(ops_.final_norm()).y, slot).at(first * shape_.hidden),
+            at(arena_.logits, 0, DType::fp32),
+            own + first * kHeadStatistics,
+            floats(arena_.lse, slot) + first,
             integers(arena_.targets, slot) + first};
 }
 
-Product Stage::head_product() const { return {shape_.hidden, vocabulary_.size(), parameters_.op(ops_.head()).weight, -1}; }
+Product Stage::head_product() const {
+    return {shape_.hidden, vocabulary_.size(), parameters_.op(ops_.head()).weight, -1};
+}
 
 void Stage::head_logits(const HeadChunk& chunk) {
     column_forward(device_, parameters_, head_product(), chunk.rows, chunk.logits, chunk.x, {});
@@ -32,7 +37,8 @@ void Stage::head_logits(const HeadChunk& chunk) {
 
 // logits -> d logits, the weight gradient from them, and the gradient of x, which may take x's place.
 void Stage::head_gradients(const HeadChunk& chunk, Tensor dx) {
-    device_.loss_backward(chunk.logits, chunk.lse, chunk.targets, scalars_, chunk.rows, vocabulary_.size(), vocabulary_.begin, device_.compute_queue());
+    device_.loss_backward(chunk.logits, chunk.lse, chunk.targets, scalars_, chunk.rows, vocabulary_.size(),
+                          vocabulary_.begin, device_.compute_queue());
     column_backward_weight(device_, parameters_, head_product(), chunk.rows, chunk.logits, chunk.x);
     column_backward_input(device_, parameters_, head_product(), chunk.rows, dx, chunk.logits);
 }
@@ -42,9 +48,11 @@ void Stage::head_forward(std::int64_t slot, Pass pass) {
     for (std::int64_t first = 0; first < rows_; first += config_.head_chunk) {
         const HeadChunk chunk = head_chunk(slot, first);
         head_logits(chunk);
-        device_.head_statistics(chunk.statistics, chunk.logits, chunk.targets, chunk.rows, vocabulary_.size(), vocabulary_.begin, device_.compute_queue());
+        device_.head_statistics(chunk.statistics, chunk.logits, chunk.targets, chunk.rows, vocabulary_.size(),
+                                vocabulary_.begin, device_.compute_queue());
         if (!fused) continue;
-        device_.loss_forward(scalars_, chunk.lse, chunk.statistics, 1, chunk.targets, chunk.rows, device_.compute_queue());
+        device_.loss_forward(scalars_, chunk.lse, chunk.statistics, 1, chunk.targets, chunk.rows,
+                             device_.compute_queue());
         head_gradients(chunk, chunk.x);
     }
 }

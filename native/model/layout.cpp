@@ -8,13 +8,16 @@
 namespace pytrain {
 
 namespace {
-// Groups of tensors start on 64 bytes in every storage type, so that vector loads of the first row do not straddle lines.
+// Groups of tensors start on 64 bytes in every storage type, so that vector loads of the first row do not straddle
+// lines.
 constexpr std::int64_t kGroupAlignment = 32;
 
 std::int64_t round_up(std::int64_t n, std::int64_t step) { return (n + step - 1) / step * step; }
 }  // namespace
 
-Range balanced(std::int64_t n, std::int64_t part, std::int64_t parts) { return {n * part / parts, n * (part + 1) / parts}; }
+Range balanced(std::int64_t n, std::int64_t part, std::int64_t parts) {
+    return {n * part / parts, n * (part + 1) / parts};
+}
 
 HeadRange head_range(const Shape& shape, std::int64_t tp_rank, std::int64_t tp_size) {
     const std::int64_t group = shape.heads / shape.kv_heads;
@@ -25,7 +28,9 @@ HeadRange head_range(const Shape& shape, std::int64_t tp_rank, std::int64_t tp_s
     for (std::int64_t kv = 0; kv < shape.kv_heads; ++kv) {
         const Range ranks = balanced(tp_size, kv, shape.kv_heads);
         if (tp_rank < ranks.begin || tp_rank >= ranks.end) continue;
-        check(ranks.size() <= group, "tp = " + std::to_string(tp_size) + " leaves ranks without an attention head: model.heads is " + std::to_string(shape.heads));
+        check(ranks.size() <= group, "tp = " + std::to_string(tp_size) +
+                                         " leaves ranks without an attention head: model.heads is " +
+                                         std::to_string(shape.heads));
         const Range part = balanced(group, tp_rank - ranks.begin, ranks.size());
         return {{kv * group + part.begin, kv * group + part.end}, {kv, kv + 1}, ranks};
     }
@@ -72,7 +77,8 @@ struct Layout::Add {
     }
     void vocabulary(const std::string& name, bool tied_copy) {
         group();
-        TensorSpec& spec = append(name, {shape.vocabulary, shape.hidden}, balanced(shape.vocabulary, tp_rank, tp_size), Init::normal);
+        TensorSpec& spec =
+            append(name, {shape.vocabulary, shape.hidden}, balanced(shape.vocabulary, tp_rank, tp_size), Init::normal);
         spec.tied_copy = tied_copy;
         spec.owner = !tied_copy;
     }
@@ -83,8 +89,10 @@ struct Layout::Add {
     void heads_tensor(const std::string& name, const HeadRange& part, bool key_value, bool bias) {
         const std::int64_t size = shape.head_size, count = key_value ? shape.kv_heads : shape.heads;
         const Range heads = key_value ? part.kv_heads : part.heads;
-        std::vector<std::int64_t> global = bias ? std::vector<std::int64_t>{count * size} : std::vector<std::int64_t>{count * size, shape.hidden};
-        TensorSpec& spec = append(name, std::move(global), {heads.begin * size, heads.end * size}, bias ? Init::zeros : Init::normal);
+        std::vector<std::int64_t> global =
+            bias ? std::vector<std::int64_t>{count * size} : std::vector<std::int64_t>{count * size, shape.hidden};
+        TensorSpec& spec =
+            append(name, std::move(global), {heads.begin * size, heads.end * size}, bias ? Init::zeros : Init::normal);
         if (key_value && part.sharing_ranks.size() > 1) {
             spec.sharing_ranks = part.sharing_ranks;
             spec.sum_over_sharing = true;
@@ -121,17 +129,22 @@ struct Layout::Add {
     }
 };
 
-Layout::Layout(const Shape& shape, std::int64_t first_op, std::int64_t last_op, std::int64_t tp_rank, std::int64_t tp_size) {
+Layout::Layout(const Shape& shape, std::int64_t first_op, std::int64_t last_op, std::int64_t tp_rank,
+               std::int64_t tp_size) {
     shape.validate();
-    check(tp_size >= 1 && tp_rank >= 0 && tp_rank < tp_size, "tensor-parallel rank " + std::to_string(tp_rank) + " is outside tp = " + std::to_string(tp_size));
+    check(tp_size >= 1 && tp_rank >= 0 && tp_rank < tp_size,
+          "tensor-parallel rank " + std::to_string(tp_rank) + " is outside tp = " + std::to_string(tp_size));
     const Ops ops(shape.layers);
-    check(first_op >= 0 && first_op < last_op && last_op <= ops.count(), "a stage of ops " + std::to_string(first_op) + ".." + std::to_string(last_op) + " is outside the model's " + std::to_string(ops.count()));
+    check(first_op >= 0 && first_op < last_op && last_op <= ops.count(),
+          "a stage of ops " + std::to_string(first_op) + ".." + std::to_string(last_op) + " is outside the model's " +
+              std::to_string(ops.count()));
     Add add{*this, shape, tp_rank, tp_size};
     const auto holds = [&](std::int64_t op) { return op >= first_op && op < last_op; };
     if (holds(0)) {
         add.bucket("embed");
         add.vocabulary("embed.tokens", false);
-        if (shape.learned_positions) add.replicated("embed.positions", {shape.context, shape.hidden}, TensorSpec::Init::normal);
+        if (shape.learned_positions)
+            add.replicated("embed.positions", {shape.context, shape.hidden}, TensorSpec::Init::normal);
     }
     for (std::int64_t layer = 0; layer < shape.layers; ++layer) {
         const std::int64_t op = 1 + 4 * layer;

@@ -1,9 +1,9 @@
 // THE parameter table: which tensors a range of ops holds on one tensor-parallel rank, and where.
 //
-// Parameters lie in buckets ("embed", one per layer, "head"); a bucket is one flat range, the unit of gradient reduction,
-// of ZeRO and of a checkpoint file. Every tensor's first dimension is the one that tensor parallelism cuts, so this
-// rank's part of a tensor is rows [begin, end) of the global one: one byte range on disk, one in the flat range.
-// q, k, v (and gate, up) are adjacent, so that a fused product sees one matrix.
+// Parameters lie in buckets ("embed", one per layer, "head"); a bucket is one flat range, the unit of gradient
+// reduction, of ZeRO and of a checkpoint file. Every tensor's first dimension is the one that tensor parallelism cuts,
+// so this rank's part of a tensor is rows [begin, end) of the global one: one byte range on disk, one in the flat
+// range. q, k, v (and gate, up) are adjacent, so that a fused product sees one matrix.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -29,17 +29,17 @@ HeadRange head_range(const Shape&, std::int64_t tp_rank, std::int64_t tp_size);
 
 struct TensorSpec {
     std::string name;
-    std::int64_t bucket;              // index into Layout::buckets()
-    std::vector<std::int64_t> shape;  // global
-    Range rows;                       // of dimension 0, on this rank
-    std::int64_t offset;              // elements from the start of the bucket
-    bool replicated;                  // every tp rank holds the whole of it
+    std::int64_t bucket;                  // index into Layout::buckets()
+    std::vector<std::int64_t> shape;      // global
+    Range rows;                           // of dimension 0, on this rank
+    std::int64_t offset;                  // elements from the start of the bucket
+    bool replicated;                      // every tp rank holds the whole of it
     bool partial_with_sequence_parallel;  // its gradient is then summed over tp: norms, row-parallel biases, positions
-    Range sharing_ranks;              // tp ranks that hold these very rows; their gradients are summed where each saw other heads
-    bool sum_over_sharing;            // true for k and v of a replicated KV head
-    bool tied_copy;                   // the last stage's copy of embed.tokens: gradient summed with the first stage's
-    bool owner;                       // counts in the gradient norm and writes to disk here
-    bool decay;                       // weight decay applies (matrices and embeddings)
+    Range sharing_ranks;    // tp ranks that hold these very rows; their gradients are summed where each saw other heads
+    bool sum_over_sharing;  // true for k and v of a replicated KV head
+    bool tied_copy;         // the last stage's copy of embed.tokens: gradient summed with the first stage's
+    bool owner;             // counts in the gradient norm and writes to disk here
+    bool decay;             // weight decay applies (matrices and embeddings)
     enum class Init : std::uint8_t { normal, residual, ones, zeros } init;  // residual: normal / sqrt(2 layers)
 
     std::int64_t row_elements() const { return shape.size() == 2 ? shape[1] : 1; }

@@ -8,15 +8,18 @@ namespace pytrain {
 void Stage::mlp_activate(std::int64_t slot, std::int64_t op) {
     const OpPlaces& place = places(op);
     const Tensor active = activation(place.active, slot), up = activation(place.up, slot);
-    if (shape_.gated) device_.swiglu_forward(active, up, rows_, ffn_.size(), device_.compute_queue());
-    else device_.gelu_forward(active, up, rows_ * ffn_.size(), device_.compute_queue());
+    if (shape_.gated)
+        device_.swiglu_forward(active, up, rows_, ffn_.size(), device_.compute_queue());
+    else
+        device_.gelu_forward(active, up, rows_ * ffn_.size(), device_.compute_queue());
     claim(place.active, slot, op);
 }
 
 void Stage::mlp_forward(std::int64_t slot, std::int64_t op, bool again) {
     const OpPlaces& place = places(op);
     const Tensor up = activation(place.up, slot), active = activation(place.active, slot);
-    column_forward(device_, parameters_, parameters_.first_product(op), rows_, up, activation(places(op - 1).y, slot), shape_.gated ? Tensor{} : active);
+    column_forward(device_, parameters_, parameters_.first_product(op), rows_, up, activation(places(op - 1).y, slot),
+                   shape_.gated ? Tensor{} : active);
     claim(place.up, slot, op);
     claim(place.active, slot, op);
     if (shape_.gated) mlp_activate(slot, op);
@@ -29,9 +32,12 @@ void Stage::mlp_backward_input(std::int64_t slot, std::int64_t op) {
     const Tensor up = activation(place.up, slot), dup = activation(place.dup, slot);
     // GELU's gradient is taken in place where nobody reads the gradient of its output afterwards.
     const Tensor dactive = arena_.dactive.offset == kNone ? dup : activation(arena_.dactive, 0);
-    row_backward_input(device_, parameters_, parameters_.second_product(op), rows_, dactive, activation(arena_.dresidual, 0));
-    if (shape_.gated) device_.swiglu_backward(dup, dactive, up, rows_, ffn_.size(), device_.compute_queue());
-    else device_.gelu_backward(dup, dactive, up, rows_ * ffn_.size(), device_.compute_queue());
+    row_backward_input(device_, parameters_, parameters_.second_product(op), rows_, dactive,
+                       activation(arena_.dresidual, 0));
+    if (shape_.gated)
+        device_.swiglu_backward(dup, dactive, up, rows_, ffn_.size(), device_.compute_queue());
+    else
+        device_.gelu_backward(dup, dactive, up, rows_ * ffn_.size(), device_.compute_queue());
     column_backward_input(device_, parameters_, parameters_.first_product(op), rows_, activation(arena_.dnorm, 0), dup);
     keep_dresidual(slot, op);
 }
@@ -39,8 +45,10 @@ void Stage::mlp_backward_input(std::int64_t slot, std::int64_t op) {
 void Stage::mlp_backward_weight(std::int64_t slot, std::int64_t op) {
     const OpPlaces& place = places(op);
     if (!holds(place.active, slot, op)) mlp_activate(slot, op);
-    row_backward_weight(device_, parameters_, parameters_.second_product(op), rows_, dresidual_of(slot, op), activation(place.active, slot));
-    column_backward_weight(device_, parameters_, parameters_.first_product(op), rows_, activation(place.dup, slot), norm_output(slot, op - 1));
+    row_backward_weight(device_, parameters_, parameters_.second_product(op), rows_, dresidual_of(slot, op),
+                        activation(place.active, slot));
+    column_backward_weight(device_, parameters_, parameters_.first_product(op), rows_, activation(place.dup, slot),
+                           norm_output(slot, op - 1));
 }
 
 }  // namespace pytrain

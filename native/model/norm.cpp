@@ -8,11 +8,19 @@ namespace pytrain {
 Norm Stage::norm_arguments(std::int64_t slot, std::int64_t op) const {
     const OpPlaces& place = places(op);
     const OpParameters& tensors = parameters_.op(op);
-    return {shape_.norm, rows_, shape_.hidden, shape_.norm_eps, activation(place.x, slot), parameters_.weight(tensors.weight),
-            parameters_.weight(tensors.bias), floats(place.mean, slot), floats(place.rstd, slot)};
+    return {shape_.norm,
+            rows_,
+            shape_.hidden,
+            shape_.norm_eps,
+            activation(place.x, slot),
+            parameters_.weight(tensors.weight),
+            parameters_.weight(tensors.bias),
+            floats(place.mean, slot),
+            floats(place.rstd, slot)};
 }
 
-// The stream that enters `op` (or leaves the stage) is the one before the row-parallel op, plus its summed product and bias.
+// The stream that enters `op` (or leaves the stage) is the one before the row-parallel op, plus its summed product and
+// bias.
 void Stage::complete_stream(std::int64_t slot, std::int64_t op) {
     const std::int64_t source = op - 1;
     const Tensor x = op == config_.last_op ? activation(arena_.output, slot) : activation(places(op).x, slot);
@@ -21,7 +29,8 @@ void Stage::complete_stream(std::int64_t slot, std::int64_t op) {
     if (op < config_.last_op) claim(places(op).x, slot, op);
     if (ops_.kind(source) == OpKind::embed) return device_.copy(x.data, partial.data, bytes, device_.compute_queue());
     device_.copy(x.data, activation(places(source - 1).x, slot).data, bytes, device_.compute_queue());
-    device_.residual_add(x, partial, parameters_.weight(parameters_.op(source).out_bias), rows_, shape_.hidden, device_.compute_queue());
+    device_.residual_add(x, partial, parameters_.weight(parameters_.op(source).out_bias), rows_, shape_.hidden,
+                         device_.compute_queue());
 }
 
 void Stage::norm_forward(std::int64_t slot, std::int64_t op, bool again) {
@@ -47,8 +56,9 @@ void Stage::norm_backward_input(std::int64_t slot, std::int64_t op) {
     // With one tensor-parallel rank the head has left the gradient of its input where that input was.
     const bool head_in_place = op == ops_.final_norm() && config_.tp_size == 1;
     const Tensor dy = head_in_place ? activation(places(op).y, slot) : activation(arena_.dnorm, 0);
-    device_.norm_backward(norm_arguments(slot, op), activation(arena_.dresidual, 0), parameters_.gradient(tensors.weight),
-                          parameters_.gradient(tensors.bias), dy, device_.compute_queue());
+    device_.norm_backward(norm_arguments(slot, op), activation(arena_.dresidual, 0),
+                          parameters_.gradient(tensors.weight), parameters_.gradient(tensors.bias), dy,
+                          device_.compute_queue());
 }
 
 }  // namespace pytrain

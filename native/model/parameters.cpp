@@ -10,35 +10,49 @@ OpParameters resolve(const Layout& layout, const Shape& shape, std::int64_t op) 
     const std::string layer = "layer." + std::to_string(ops.layer(op));
     const auto find = [&](const std::string& name) { return layout.find(name); };
     switch (ops.kind(op)) {
-        case OpKind::embed: return {find("embed.tokens"), -1, find("embed.positions"), -1};
+        case OpKind::embed:
+            return {find("embed.tokens"), -1, find("embed.positions"), -1};
         case OpKind::norm: {
-            const std::string name = op == ops.final_norm() ? "final_norm" : layer + (ops.is_second_norm(op) ? ".norm2" : ".norm1");
+            const std::string name =
+                op == ops.final_norm() ? "final_norm" : layer + (ops.is_second_norm(op) ? ".norm2" : ".norm1");
             return {find(name + ".weight"), find(name + ".bias"), -1, -1};
         }
         case OpKind::attention: {
             const std::string name = layer + ".attention";
-            return {find(name + ".q.weight"), find(name + ".q.bias"), find(name + ".out.weight"), find(name + ".out.bias")};
+            return {find(name + ".q.weight"), find(name + ".q.bias"), find(name + ".out.weight"),
+                    find(name + ".out.bias")};
         }
         case OpKind::mlp: {
             const std::string name = layer + ".mlp", first = name + (shape.gated ? ".gate" : ".up");
-            return {find(first + ".weight"), find(first + ".bias"), find(name + ".down.weight"), find(name + ".down.bias")};
+            return {find(first + ".weight"), find(first + ".bias"), find(name + ".down.weight"),
+                    find(name + ".down.bias")};
         }
-        case OpKind::head: return {find(shape.tied_head ? "embed.tokens" : "head.weight"), -1, -1, -1};
-        case OpKind::loss: break;
+        case OpKind::head:
+            return {find(shape.tied_head ? "embed.tokens" : "head.weight"), -1, -1, -1};
+        case OpKind::loss:
+            break;
     }
     return {};
 }
 }  // namespace
 
-Parameters::Parameters(const Shape& shape, const Policy& policy, std::int64_t first_op, std::int64_t last_op, std::int64_t tp_rank, std::int64_t tp_size)
-    : all_(shape.layers), gated_(shape.gated), hidden_(shape.hidden), policy_(policy), first_op_(first_op), layout_(shape, first_op, last_op, tp_rank, tp_size),
-      weights_(layout_.buckets().size(), nullptr), gradients_(layout_.buckets().size(), nullptr) {
+Parameters::Parameters(const Shape& shape, const Policy& policy, std::int64_t first_op, std::int64_t last_op,
+                       std::int64_t tp_rank, std::int64_t tp_size)
+    : all_(shape.layers),
+      gated_(shape.gated),
+      hidden_(shape.hidden),
+      policy_(policy),
+      first_op_(first_op),
+      layout_(shape, first_op, last_op, tp_rank, tp_size),
+      weights_(layout_.buckets().size(), nullptr),
+      gradients_(layout_.buckets().size(), nullptr) {
     for (std::int64_t op = first_op; op < last_op; ++op) ops_.push_back(resolve(layout_, shape, op));
 }
 
 std::int64_t Parameters::rows(std::int64_t tensor, std::int64_t count) const {
     std::int64_t total = 0;
-    for (std::int64_t i = tensor; i < tensor + count; ++i) total += layout_.tensors()[static_cast<std::size_t>(i)].rows.size();
+    for (std::int64_t i = tensor; i < tensor + count; ++i)
+        total += layout_.tensors()[static_cast<std::size_t>(i)].rows.size();
     return total;
 }
 
@@ -52,7 +66,9 @@ Product Parameters::second_product(std::int64_t index) const {
 }
 
 void Parameters::bind_weights(std::int64_t bucket, void* data) { weights_.at(static_cast<std::size_t>(bucket)) = data; }
-void Parameters::bind_gradients(std::int64_t bucket, void* data) { gradients_.at(static_cast<std::size_t>(bucket)) = data; }
+void Parameters::bind_gradients(std::int64_t bucket, void* data) {
+    gradients_.at(static_cast<std::size_t>(bucket)) = data;
+}
 
 Tensor Parameters::find(const std::vector<void*>& bound, std::int64_t tensor, DType dtype, const char* what) const {
     if (tensor < 0) return {};

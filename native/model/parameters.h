@@ -10,13 +10,14 @@ namespace pytrain {
 
 // Indices into Layout::tensors(), -1 where the op has no such tensor. Fused tensors are named by their first.
 struct OpParameters {
-    std::int64_t weight = -1, bias = -1;          // norm; attention q k v; mlp [gate] up; embed.tokens; the head's matrix
+    std::int64_t weight = -1, bias = -1;  // norm; attention q k v; mlp [gate] up; embed.tokens; the head's matrix
     std::int64_t out_weight = -1, out_bias = -1;  // attention out, mlp down; embed.positions as out_weight
 };
 
 class Parameters {
 public:
-    Parameters(const Shape&, const Policy&, std::int64_t first_op, std::int64_t last_op, std::int64_t tp_rank, std::int64_t tp_size);
+    Parameters(const Shape&, const Policy&, std::int64_t first_op, std::int64_t last_op, std::int64_t tp_rank,
+               std::int64_t tp_size);
 
     const Layout& layout() const { return layout_; }
     const OpParameters& op(std::int64_t op) const { return ops_.at(static_cast<std::size_t>(op - first_op_)); }
@@ -25,7 +26,8 @@ public:
     Product first_product(std::int64_t op) const;
     Product second_product(std::int64_t op) const;
 
-    // Points a bucket at its flat ranges. Either may be none: no gradients in evaluation, no weights while they are away.
+    // Points a bucket at its flat ranges. Either may be none: no gradients in evaluation, no weights while they are
+    // away.
     void bind_weights(std::int64_t bucket, void* data);
     void bind_gradients(std::int64_t bucket, void* data);
     // Throws, naming the tensor, if its bucket is not bound. -1 gives none.

@@ -6,7 +6,8 @@ namespace pytrain {
 
 namespace {
 // c (m,n) = op(a) * op(b); strides are those of whole matrices.
-Matmul whole(std::int64_t m, std::int64_t n, std::int64_t k, Tensor a, Transpose transpose_a, Tensor b, Transpose transpose_b, Tensor c) {
+Matmul whole(std::int64_t m, std::int64_t n, std::int64_t k, Tensor a, Transpose transpose_a, Tensor b,
+             Transpose transpose_b, Tensor c) {
     Matmul args{};
     args.m = m, args.n = n, args.k = k;
     args.a = a, args.lda = transpose_a == Transpose::yes ? m : k, args.transpose_a = transpose_a;
@@ -29,34 +30,46 @@ void bias_gradient(Device& device, const Parameters& parameters, const Product& 
 }
 }  // namespace
 
-void column_forward(Device& device, const Parameters& parameters, const Product& product, std::int64_t rows, Tensor y, Tensor x, Tensor activated) {
-    Matmul args = whole(rows, product.out, product.in, x, Transpose::no, parameters.weight(product.weight), Transpose::yes, y);
+void column_forward(Device& device, const Parameters& parameters, const Product& product, std::int64_t rows, Tensor y,
+                    Tensor x, Tensor activated) {
+    Matmul args =
+        whole(rows, product.out, product.in, x, Transpose::no, parameters.weight(product.weight), Transpose::yes, y);
     args.bias = parameters.weight(product.bias);
     if (activated) args.activation = Activation::gelu, args.activated = activated, args.ldactivated = product.out;
     device.matmul(args, device.compute_queue());
 }
 
-void column_backward_input(Device& device, const Parameters& parameters, const Product& product, std::int64_t rows, Tensor dx, Tensor dy) {
-    device.matmul(whole(rows, product.in, product.out, dy, Transpose::no, parameters.weight(product.weight), Transpose::no, dx), device.compute_queue());
+void column_backward_input(Device& device, const Parameters& parameters, const Product& product, std::int64_t rows,
+                           Tensor dx, Tensor dy) {
+    device.matmul(
+        whole(rows, product.in, product.out, dy, Transpose::no, parameters.weight(product.weight), Transpose::no, dx),
+        device.compute_queue());
 }
 
-void column_backward_weight(Device& device, const Parameters& parameters, const Product& product, std::int64_t rows, Tensor dy, Tensor x) {
+void column_backward_weight(Device& device, const Parameters& parameters, const Product& product, std::int64_t rows,
+                            Tensor dy, Tensor x) {
     weight_gradient(device, parameters, product.weight, rows, dy, product.out, x, product.in);
     bias_gradient(device, parameters, product, rows, dy);
 }
 
-void row_forward(Device& device, const Parameters& parameters, const Product& product, std::int64_t rows, Tensor y, Tensor x, const RowEpilogue& epilogue) {
-    Matmul args = whole(rows, product.out, product.in, x, Transpose::no, parameters.weight(product.weight), Transpose::no, y);
+void row_forward(Device& device, const Parameters& parameters, const Product& product, std::int64_t rows, Tensor y,
+                 Tensor x, const RowEpilogue& epilogue) {
+    Matmul args =
+        whole(rows, product.out, product.in, x, Transpose::no, parameters.weight(product.weight), Transpose::no, y);
     if (epilogue.bias) args.bias = parameters.weight(product.bias);
     args.residual = epilogue.residual, args.ldresidual = product.out;
     device.matmul(args, device.compute_queue());
 }
 
-void row_backward_input(Device& device, const Parameters& parameters, const Product& product, std::int64_t rows, Tensor dx, Tensor dy) {
-    device.matmul(whole(rows, product.in, product.out, dy, Transpose::no, parameters.weight(product.weight), Transpose::yes, dx), device.compute_queue());
+void row_backward_input(Device& device, const Parameters& parameters, const Product& product, std::int64_t rows,
+                        Tensor dx, Tensor dy) {
+    device.matmul(
+        whole(rows, product.in, product.out, dy, Transpose::no, parameters.weight(product.weight), Transpose::yes, dx),
+        device.compute_queue());
 }
 
-void row_backward_weight(Device& device, const Parameters& parameters, const Product& product, std::int64_t rows, Tensor dy, Tensor x) {
+void row_backward_weight(Device& device, const Parameters& parameters, const Product& product, std::int64_t rows,
+                         Tensor dy, Tensor x) {
     weight_gradient(device, parameters, product.weight, rows, x, product.in, dy, product.out);
     bias_gradient(device, parameters, product, rows, dy);
 }

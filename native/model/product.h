@@ -21,7 +21,8 @@ struct RowEpilogue {
 };
 
 // y (rows, out) from x (rows, in); `activated` (rows, out), where given, is GELU of y.
-void column_forward(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor y, Tensor x, Tensor activated);
+void column_forward(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor y, Tensor x,
+                    Tensor activated);
 void column_backward_input(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor dx, Tensor dy);
 void column_backward_weight(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor dy, Tensor x);
 void row_forward(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor y, Tensor x, const RowEpilogue&);

@@ -19,7 +19,8 @@ Stage::Stage(Device& device, const Shape& shape, const Policy& policy, const Sta
       heads_(head_range(shape, config.tp_rank, config.tp_size)),
       ffn_(balanced(shape.ffn, config.tp_rank, config.tp_size)),
       vocabulary_(balanced(shape.vocabulary, config.tp_rank, config.tp_size)) {
-    const std::int64_t widest = std::max({shape.hidden, (shape.heads + 2 * shape.kv_heads) * shape.head_size, 2 * shape.ffn, vocabulary_.size()});
+    const std::int64_t widest = std::max(
+        {shape.hidden, (shape.heads + 2 * shape.kv_heads) * shape.head_size, 2 * shape.ffn, vocabulary_.size()});
     device_.reserve(rows_, widest, shape.head_size);
     memory_ = static_cast<char*>(device_.allocate(static_cast<std::size_t>(arena_.bytes), MemoryKind::activations));
     scalars_ = static_cast<StepScalars*>(device_.allocate(sizeof(StepScalars), MemoryKind::workspace));
@@ -70,8 +71,8 @@ bool Stage::leaves_partial(std::int64_t op) const {
 }
 
 void Stage::check_range(std::int64_t slot, std::int64_t begin, std::int64_t end) const {
-    check(begin >= config_.first_op && begin <= end && end <= config_.last_op, "ops ", begin, "..", end, " are outside this stage's ",
-          config_.first_op, "..", config_.last_op);
+    check(begin >= config_.first_op && begin <= end && end <= config_.last_op, "ops ", begin, "..", end,
+          " are outside this stage's ", config_.first_op, "..", config_.last_op);
     check(slot >= 0 && slot < config_.slots, "slot ", slot, " is outside the stage's ", config_.slots);
 }
 
@@ -83,17 +84,24 @@ void Stage::forward(std::int64_t slot, std::int64_t begin, std::int64_t end, Pas
 
 void Stage::forward_op(std::int64_t slot, std::int64_t op, Pass pass, bool again) {
     switch (ops_.kind(op)) {
-        case OpKind::embed: return embed_forward(slot);
-        case OpKind::norm: return norm_forward(slot, op, again);
-        case OpKind::attention: return attention_forward(slot, op);
-        case OpKind::mlp: return mlp_forward(slot, op, again);
-        case OpKind::head: return head_forward(slot, pass);
-        case OpKind::loss: return loss_forward(slot, pass);
+        case OpKind::embed:
+            return embed_forward(slot);
+        case OpKind::norm:
+            return norm_forward(slot, op, again);
+        case OpKind::attention:
+            return attention_forward(slot, op);
+        case OpKind::mlp:
+            return mlp_forward(slot, op, again);
+        case OpKind::head:
+            return head_forward(slot, pass);
+        case OpKind::loss:
+            return loss_forward(slot, pass);
     }
 }
 
 void Stage::finish_forward(std::int64_t slot) {
-    if (config_.last_op <= ops_.final_norm() && leaves_partial(config_.last_op - 1)) complete_stream(slot, config_.last_op);
+    if (config_.last_op <= ops_.final_norm() && leaves_partial(config_.last_op - 1))
+        complete_stream(slot, config_.last_op);
 }
 
 void Stage::backward(std::int64_t slot, std::int64_t begin, std::int64_t end) {
@@ -117,24 +125,33 @@ void Stage::backward_weight(std::int64_t slot, std::int64_t begin, std::int64_t 
 void Stage::backward_input_op(std::int64_t slot, std::int64_t op) {
     check(config_.training, "this stage was built for evaluation only");
     switch (ops_.kind(op)) {
-        case OpKind::norm: return norm_backward_input(slot, op);
-        case OpKind::attention: return attention_backward_input(slot, op);
-        case OpKind::mlp: return mlp_backward_input(slot, op);
-        case OpKind::head: return head_backward_input(slot);
+        case OpKind::norm:
+            return norm_backward_input(slot, op);
+        case OpKind::attention:
+            return attention_backward_input(slot, op);
+        case OpKind::mlp:
+            return mlp_backward_input(slot, op);
+        case OpKind::head:
+            return head_backward_input(slot);
         case OpKind::embed:  // tokens have no gradient
-        case OpKind::loss: return;  // d logits exist only while the head has a chunk of them
+        case OpKind::loss:
+            return;  // d logits exist only while the head has a chunk of them
     }
 }
 
 void Stage::backward_weight_op(std::int64_t slot, std::int64_t op) {
     check(config_.training, "this stage was built for evaluation only");
     switch (ops_.kind(op)) {
-        case OpKind::embed: return embed_backward_weight(slot);
-        case OpKind::attention: return attention_backward_weight(slot, op);
-        case OpKind::mlp: return mlp_backward_weight(slot, op);
+        case OpKind::embed:
+            return embed_backward_weight(slot);
+        case OpKind::attention:
+            return attention_backward_weight(slot, op);
+        case OpKind::mlp:
+            return mlp_backward_weight(slot, op);
         case OpKind::norm:  // its gains are summed in the pass over rows that backward_input makes anyway
         case OpKind::head:  // taken from each chunk of logits while it exists
-        case OpKind::loss: return;
+        case OpKind::loss:
+            return;
     }
 }
 
@@ -157,12 +174,14 @@ void Stage::claim(const Place& place, std::int64_t slot, std::int64_t op) { hold
 void Stage::ensure_layer(std::int64_t slot, std::int64_t op) {
     const std::int64_t layer = ops_.layer(op);
     if (config_.recompute[static_cast<std::size_t>(layer)] != Recompute::full) return;
-    const std::int64_t begin = std::max(1 + 4 * layer, config_.first_op), end = std::min(5 + 4 * layer, config_.last_op);
+    const std::int64_t begin = std::max(1 + 4 * layer, config_.first_op),
+                       end = std::min(5 + 4 * layer, config_.last_op);
     const std::int64_t last_kept = end - 1;  // the op whose kept piece is written last
     const OpPlaces& kept = places(last_kept);
     const Place& witness = ops_.kind(last_kept) == OpKind::mlp ? kept.up : kept.qkv;
     if (holds(witness, slot, last_kept)) return;
-    check(config_.tp_size == 1, "layer ", layer, " must be recomputed by the caller before its backward, since tensor parallelism sums inside it");
+    check(config_.tp_size == 1, "layer ", layer,
+          " must be recomputed by the caller before its backward, since tensor parallelism sums inside it");
     recompute(slot, begin, end);
 }
 
@@ -171,10 +190,12 @@ void Stage::ensure_layer(std::int64_t slot, std::int64_t op) {
 // The second product of attention and mlp yields the stream's next value, or this rank's part of it.
 void Stage::stream_forward(std::int64_t slot, std::int64_t op, Tensor x) {
     if (leaves_partial(op)) {
-        return row_forward(device_, parameters_, parameters_.second_product(op), rows_, activation(arena_.partial, 0), x, {{}, false});
+        return row_forward(device_, parameters_, parameters_.second_product(op), rows_, activation(arena_.partial, 0),
+                           x, {{}, false});
     }
     if (op + 1 < config_.last_op) claim(places(op + 1).x, slot, op + 1);
-    row_forward(device_, parameters_, parameters_.second_product(op), rows_, stream_after(op, slot), x, {activation(places(op - 1).x, slot), true});
+    row_forward(device_, parameters_, parameters_.second_product(op), rows_, stream_after(op, slot), x,
+                {activation(places(op - 1).x, slot), true});
 }
 
 // The gradient of an op's output is the stream's: still there when the weight gradient follows at once, else copied.

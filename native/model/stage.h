@@ -1,10 +1,10 @@
 // A range of ops on one rank: C++ runs any sub-range per call, Python owns what happens at the cuts.
 //
-// With tp_size > 1 the row-parallel ops (embed, attention, mlp) leave a partial product in `partial`; the caller sums it
-// over the tensor-parallel group before it runs the next op, which completes the residual stream (partial + bias) itself;
-// after the last op of a stage `finish_forward` does. In backward, the attention, mlp and head ops leave this rank's part
-// of the gradient of their input in `dnorm`, to be summed before the norm's backward_input runs. The head leaves this
-// slice's row statistics in `statistics`, to be gathered before the loss.
+// With tp_size > 1 the row-parallel ops (embed, attention, mlp) leave a partial product in `partial`; the caller sums
+// it over the tensor-parallel group before it runs the next op, which completes the residual stream (partial + bias)
+// itself; after the last op of a stage `finish_forward` does. In backward, the attention, mlp and head ops leave this
+// rank's part of the gradient of their input in `dnorm`, to be summed before the norm's backward_input runs. The head
+// leaves this slice's row statistics in `statistics`, to be gathered before the loss.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -18,8 +18,8 @@
 
 namespace pytrain {
 
-// train: keep what backward needs, and with tp_size = 1 let the head take its gradients at once, while a chunk of logits
-// exists (three products instead of four). evaluate: the loss alone.
+// train: keep what backward needs, and with tp_size = 1 let the head take its gradients at once, while a chunk of
+// logits exists (three products instead of four). evaluate: the loss alone.
 enum class Pass : std::uint8_t { train, evaluate };
 
 // cos and sin of every position and frequency: (positions, head_size/2, 2).
@@ -45,19 +45,26 @@ public:
     void finish_forward(std::int64_t slot);  // tp_size > 1: completes the stream that leaves the stage
     void backward_input(std::int64_t slot, std::int64_t begin, std::int64_t end);
     void backward_weight(std::int64_t slot, std::int64_t begin, std::int64_t end);
-    void backward(std::int64_t slot, std::int64_t begin, std::int64_t end);  // each op's weight gradient after its input's
+    // each op's weight gradient straight after its input's
+    void backward(std::int64_t slot, std::int64_t begin, std::int64_t end);
     // Runs the forward of ops [begin, end) of one layer again, without its last product. With tp_size = 1 backward does
     // so itself where the policy asks for it; with more the caller does, since the layer has a cut inside.
     void recompute(std::int64_t slot, std::int64_t begin, std::int64_t end);
 
     // Views of the arena for the caller; shapes beside the Place in arena.h.
     Tensor at(const Place& place, std::int64_t slot, DType dtype) const;
-    float* floats(const Place& place, std::int64_t slot) const { return static_cast<float*>(at(place, slot, DType::fp32).data); }
-    std::int32_t* integers(const Place& place, std::int64_t slot) const { return static_cast<std::int32_t*>(at(place, slot, DType::fp32).data); }
+    float* floats(const Place& place, std::int64_t slot) const {
+        return static_cast<float*>(at(place, slot, DType::fp32).data);
+    }
+    std::int32_t* integers(const Place& place, std::int64_t slot) const {
+        return static_cast<std::int32_t*>(at(place, slot, DType::fp32).data);
+    }
     Tensor input(std::int64_t slot) const;  // residual stream that enters a stage without the embedding
 
 private:
-    const OpPlaces& places(std::int64_t op) const { return arena_.ops[static_cast<std::size_t>(op - config_.first_op)]; }
+    const OpPlaces& places(std::int64_t op) const {
+        return arena_.ops[static_cast<std::size_t>(op - config_.first_op)];
+    }
     Tensor activation(const Place& place, std::int64_t slot) const { return at(place, slot, policy_.activations); }
     Tensor stream_after(std::int64_t op, std::int64_t slot) const;  // where op writes the residual stream
     bool leaves_partial(std::int64_t op) const;

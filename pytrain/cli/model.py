@@ -79,9 +79,10 @@ def export(checkpoint: Path, folder: Path) -> None:
     Example:
       pytrain export runs/llama-15m --hf llama-15m-hf
     """
-    from pytrain.checkpoint import huggingface
+    from pytrain.checkpoint import Checkpoint
+    from pytrain.checkpoint.huggingface import export_huggingface
 
-    huggingface.export_(checkpoint, folder)
+    export_huggingface(Checkpoint.open(checkpoint), folder)
     click.echo(f"wrote {folder}")
 
 
@@ -99,9 +100,9 @@ def import_(folder: Path, out: Path) -> None:
     Example:
       pytrain import --hf llama-15m-hf --out checkpoints/llama-15m
     """
-    from pytrain.checkpoint import huggingface
+    from pytrain.checkpoint.huggingface import import_huggingface
 
-    huggingface.import_(folder, out)
+    import_huggingface(folder, out)
     click.echo(f"wrote {out}")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from checkpoint_cases import (
+from tests.checkpoint_cases import (
     CONFIG_TEXT,
     ENTRIES,
     STATE,

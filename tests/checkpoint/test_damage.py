@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint_cases import ENTRIES, empty_pieces, save_random
+from tests.checkpoint_cases import ENTRIES, empty_pieces, save_random
 
 from pytrain.checkpoint import Checkpoint, TensorPiece, find_checkpoint, newest_checkpoint
 from pytrain.checkpoint.manifest import FORMAT_VERSION

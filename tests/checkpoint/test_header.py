@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoint_cases import ENTRIES, random_arrays
+from tests.checkpoint_cases import ENTRIES, random_arrays
 
 from pytrain.checkpoint.header import layout_file, layout_files
 from pytrain.checkpoint.pieces import TensorEntry

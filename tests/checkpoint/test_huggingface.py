@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
+from tests import reference
 import safetensors.numpy
-from huggingface_cases import GPT2, LLAMA, MODELS, model, random_weights, save_weights
+from tests.huggingface_cases import GPT2, LLAMA, MODELS, model, random_weights, save_weights
 from numpy.typing import NDArray
 
 from pytrain.checkpoint import Checkpoint, TensorPiece
@@ -51,6 +51,20 @@ def test_parameter_table_is_the_reference_one(name: str) -> None:
             f"layer_{int(layer[1]):03d}" if layer else "embed" if entry.tensor.startswith("embed") else "head"
         )
         assert entry.file == f"{bucket}.weights"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameter_table_is_the_native_one(name: str) -> None:
+    from pytrain.native import native
+    from pytrain.stage import native_shape
+
+    shape = model(name)
+    operations = native_shape(shape)
+    layout = native().Layout(operations, 0, operations.op_count)
+    table = [
+        (f"{layout.buckets[spec.bucket].name}.weights", spec.name, spec.shape) for spec in layout.tensors
+    ]
+    assert [(entry.file, entry.tensor, entry.shape) for entry in weight_entries(shape, "fp32")] == table
 
 
 def expected_llama(weights: dict[str, NDArray[Any]], layers: int) -> dict[str, NDArray[Any]]:
@@ -142,6 +156,9 @@ def test_shards(tmp_path: Path) -> None:
     assert len(files) > 3
     assert files == [f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
     assert file_bytes(folder) == file_bytes(whole)
+    for name in files:
+        header = int.from_bytes((folder / name).read_bytes()[:8], "little")
+        assert (folder / name).stat().st_size - 8 - header <= 9000
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in weights.values())
     for name, file in index["weight_map"].items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_cases import GPT2, LLAMA, MODELS, SCALING, model
+from tests.huggingface_cases import GPT2, LLAMA, MODELS, SCALING, model
 
 from pytrain.checkpoint.huggingface.configuration import export_model, import_model
 from pytrain.config import build_model

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import sentencepiece
-from huggingface_cases import GPT2, MODELS, model, random_weights, save_weights
+from tests.huggingface_cases import GPT2, MODELS, model, random_weights, save_weights
 
 from pytrain.checkpoint import Checkpoint, tokenizer_files
 from pytrain.checkpoint.huggingface import export_huggingface, import_huggingface
@@ -81,6 +81,23 @@ def test_converted_tokenizer_encodes_alike(tokenizer_path: Path) -> None:
         ids = ours.encode(text)
         assert theirs.encode(text, add_special_tokens=False).ids == ids, repr(text[:40])
         assert theirs.decode(ids) == ours.decode(ids)
+
+
+@needs_tokenizers
+@pytest.mark.parametrize("kind", KINDS)
+def test_user_defined_pieces_come_first(tmp_path: Path, kind: str) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("use the <tool> or call <tool> of few words\n" * 9)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "tokenizer"), vocab_size=290, model_type=kind,
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        add_dummy_prefix=False, user_defined_symbols=["<tool>", "l"], minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    ours, theirs = load_tokenizer(tmp_path / "tokenizer.model"), converted(tmp_path / "tokenizer.model")
+    for sample in ("call<tool>words", "all <tool>", "lll"):
+        ids = ours.encode(sample)
+        assert theirs.encode(sample).ids == ids, sample
+        assert theirs.decode(ids) == sample
 
 
 @needs_tokenizers

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
-from huggingface_cases import save_weights
+from tests import reference
+from tests.huggingface_cases import save_weights
 
 from pytrain.checkpoint import Checkpoint
 from pytrain.checkpoint.huggingface import export_huggingface, import_huggingface

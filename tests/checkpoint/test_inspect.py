@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint_cases import save_random
+from tests.checkpoint_cases import save_random
 
 from pytrain.checkpoint.inspect import inspect
 from pytrain.errors import UserError

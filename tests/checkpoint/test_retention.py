@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from checkpoint_cases import save_random
+from tests.checkpoint_cases import save_random
 
 from pytrain.checkpoint import prune
 

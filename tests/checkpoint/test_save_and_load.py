@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
-from checkpoint_cases import (
+from tests.checkpoint_cases import (
     CONFIG_TEXT,
     ENTRIES,
     STATE,

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from checkpoint_cases import save_random
+from tests.checkpoint_cases import save_random
 
 from pytrain.checkpoint import check_writable, free_bytes, newest_checkpoint, save
 from pytrain.errors import UserError

@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
-from pytrain._native import CpuDevice, Error, kernels
 
+from pytrain._native import CpuDevice, Error, kernels
 from tests.native.arrays import ROUNDING, Array, Doubles, empty, same_bits, stored, strided, values
 from tests.reference_ops import gelu_forward
 
@@ -67,7 +67,7 @@ def test_every_transpose_and_size(isa: str, transpose_a: bool, transpose_b: bool
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("along", [False, True])
 def test_packing(isa: str, dtype: str, along: bool) -> None:
-    """Exact values, zeros as padding, and nothing else: the source ends in NaN and the panel lies between others."""
+    """Exact values, zeros as padding, nothing else: the source ends in NaN, the panel lies between others."""
     device = CpuDevice(isa, 1)
     for width, panel_width in [
         (1, 1),

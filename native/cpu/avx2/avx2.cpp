@@ -1,13 +1,14 @@
-// The table for AVX2, FMA and F16C. Built with those flags, so nothing here may leave this file: see "Traps" in native/README.md.
-#include "cpu/kernels.h"
+// The table for AVX2, FMA and F16C. Built with those flags, so nothing here may leave this file: see "Traps" in
+// native/README.md.
 #include "cpu/avx2/microkernel.h"
 #include "cpu/avx2/simd.h"
+#include "cpu/kernels.h"
 
 namespace pytrain::cpu::avx2 {
 namespace {
 
-#include "cpu/generic/rows.inl"
 #include "cpu/generic/products.inl"
+#include "cpu/generic/rows.inl"
 
 }  // namespace
 }  // namespace pytrain::cpu::avx2

@@ -1,13 +1,14 @@
-// The table for AVX-512 F, BW, VL and DQ. Built with those flags, so nothing here may leave this file: see "Traps" in native/README.md.
-#include "cpu/kernels.h"
+// The table for AVX-512 F, BW, VL and DQ. Built with those flags, so nothing here may leave this file: see "Traps" in
+// native/README.md.
 #include "cpu/avx512/microkernel.h"
 #include "cpu/avx512/simd.h"
+#include "cpu/kernels.h"
 
 namespace pytrain::cpu::avx512 {
 namespace {
 
-#include "cpu/generic/rows.inl"
 #include "cpu/generic/products.inl"
+#include "cpu/generic/rows.inl"
 
 }  // namespace
 }  // namespace pytrain::cpu::avx512

@@ -1,13 +1,13 @@
 // The complete table in plain C++: what every other table starts from, and what its kernels are compared with.
-#include "cpu/kernels.h"
 #include "cpu/generic/unroll.h"
+#include "cpu/kernels.h"
 #include "cpu/scalar/simd.h"
 
 namespace pytrain::cpu::scalar {
 namespace {
 
-#include "cpu/generic/rows.inl"
 #include "cpu/generic/peak.inl"
+#include "cpu/generic/rows.inl"
 
 // 4 x 8 accumulators fit the sixteen four-lane registers that every 64-bit baseline has.
 constexpr std::int64_t kTileRows = 4;
@@ -27,7 +27,8 @@ void matmul_tile(std::int64_t k, const float* a, const float* b, float* c, std::
 }
 
 template <class Storage>
-void pack_along(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width, std::int64_t panel_width) {
+void pack_along(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width,
+                std::int64_t panel_width) {
     const auto* elements = static_cast<const typename Storage::Element*>(source);
     for (std::int64_t p = 0; p < k; ++p)
         for (std::int64_t i = 0; i < panel_width; ++i)
@@ -35,7 +36,8 @@ void pack_along(float* panel, const void* source, std::int64_t ld, std::int64_t 
 }
 
 template <class Storage>
-void pack_across(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width, std::int64_t panel_width) {
+void pack_across(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width,
+                 std::int64_t panel_width) {
     const auto* elements = static_cast<const typename Storage::Element*>(source);
     for (std::int64_t p = 0; p < k; ++p)
         for (std::int64_t i = 0; i < panel_width; ++i)

@@ -85,7 +85,11 @@ def generated_files(contents: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
-    """The content of a tokenizer.json that encodes as the model does."""
+    """The content of a tokenizer.json that encodes as the model does.
+
+    With one exception, that pytrain's own models do not meet: under a dummy prefix, the text after a
+    user-defined piece gets a prefix too.
+    """
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},

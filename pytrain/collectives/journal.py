@@ -1,0 +1,155 @@
+"""What this process did last, and a rolling hash of each group's operations: to find who went another way."""
+
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+LAST_OPERATIONS = 64
+
+
+class CollectiveMismatch(RuntimeError):
+    """Members of a group are at different operations: a bug in the program, or settings that differ."""
+
+
+@dataclass
+class Entry:
+    """One operation of one group on this process."""
+
+    group: str
+    text: str
+    started: float
+    finished: float | None = None
+
+
+class Journal:
+    """The last operations of a process, its phase, and when it last moved. One per process.
+
+    Args:
+        clock: seconds; tests give their own.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.label = ""
+        self.open = 0  # operations under way
+        self.last_move = clock()
+        self.entries: deque[Entry] = deque(maxlen=LAST_OPERATIONS)
+        self.sequences: dict[str, Sequence] = {}  # by group key
+        self._phase = "starting"
+
+    @property
+    def phase(self) -> str:
+        """What the process is doing, in words; setting it counts as a movement."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, text: str) -> None:
+        self._phase = text
+        self.moved()
+
+    def moved(self) -> None:
+        """Something went on: the watchdog begins to count anew."""
+        self.last_move = self.clock()
+
+    def begin(self, group: str, text: str) -> Entry:
+        """Note the start of an operation."""
+        entry = Entry(group, text, self.clock())
+        self.last_move = entry.started
+        self.entries.append(entry)
+        self.open += 1
+        return entry
+
+    def end(self, entry: Entry) -> None:
+        """Note its end."""
+        self.last_move = entry.finished = self.clock()
+        self.open -= 1
+
+    def idle(self) -> float:
+        """Seconds since the last movement."""
+        return self.clock() - self.last_move
+
+    def lines(self) -> list[str]:
+        """The last operations, oldest first, with their age in seconds and how long they took."""
+        now = self.clock()
+        return [
+            f"{now - entry.started:9.3f} s ago  {entry.group}: {entry.text}  "
+            + ("NOT FINISHED" if entry.finished is None else f"{(entry.finished - entry.started) * 1e3:.3f} ms")
+            for entry in list(self.entries)
+        ]
+
+
+@dataclass
+class Stream:
+    """Operations that must be the same in the same order at two or more ends."""
+
+    count: int = 0
+    hash: int = 0
+    last: str = "nothing yet"
+
+    def add(self, text: str) -> None:
+        """Roll the hash over one more operation."""
+        self.count += 1
+        self.hash = zlib.crc32(text.encode(), self.hash)
+        self.last = text
+
+    def __str__(self) -> str:
+        return f"operation {self.count} ({self.last})"
+
+
+@dataclass
+class Sequence:
+    """The operations of one group as one of its members saw them. Plain data, so that it can travel."""
+
+    ranks: tuple[int, ...]
+    index: int
+    collective: Stream = field(default_factory=Stream)
+    sent: dict[tuple[int, int], Stream] = field(default_factory=dict)
+    """By (other member, tag)."""
+    received: dict[tuple[int, int], Stream] = field(default_factory=dict)
+
+
+def differences(name: str, sequences: Mapping[int, Sequence]) -> list[str]:
+    """Sentences about which members of a group did other operations than the rest; none if all agree.
+
+    Args:
+        name: of the group.
+        sequences: by member; members that are missing are not compared.
+    """
+    found = []
+    seen: dict[tuple[int, int], list[int]] = {}
+    for member, sequence in sequences.items():
+        seen.setdefault((sequence.collective.count, sequence.collective.hash), []).append(member)
+    if len(seen) > 1:
+        common = max(seen.values(), key=len)  # the first of equally many
+        for members in seen.values():
+            if members is not common:
+                found.append(
+                    f"group {name}: {_ranks(members, sequences)} at {sequences[members[0]].collective}, "
+                    f"{_ranks(common, sequences)} at {sequences[common[0]].collective}"
+                )
+    for member, sequence in sequences.items():
+        for (other, tag), sent in sequence.sent.items():
+            if other in sequences:
+                received = sequences[other].received.get((member, tag), Stream())
+                if (sent.count, sent.hash) != (received.count, received.hash):
+                    found.append(_unpaired(name, sequences, member, other, tag))
+        for (other, tag), _ in sequence.received.items():
+            if other in sequences and (member, tag) not in sequences[other].sent:
+                found.append(_unpaired(name, sequences, other, member, tag))
+    return found
+
+
+def _unpaired(name: str, sequences: Mapping[int, Sequence], source: int, to: int, tag: int) -> str:
+    sent = sequences[source].sent.get((to, tag), Stream())
+    received = sequences[to].received.get((source, tag), Stream())
+    return (
+        f"group {name}, tag {tag}: {_ranks([source], sequences)} sent {sent.count} messages to "
+        f"{_ranks([to], sequences)} (last: {sent.last}), which received {received.count} (last: {received.last})"
+    )
+
+
+def _ranks(members: list[int], sequences: Mapping[int, Sequence]) -> str:
+    ranks = ", ".join(str(sequences[member].ranks[member]) for member in members)
+    return f"rank{'s' if len(members) > 1 else ''} {ranks}"

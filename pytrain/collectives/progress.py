@@ -1,0 +1,150 @@
+"""Operations under way, and who moves them on: the caller between other work, or a thread."""
+
+import threading
+import time
+from typing import Any
+
+from pytrain.collectives.counters import Counters
+from pytrain.collectives.journal import Entry, Journal
+from pytrain.collectives.wire import Request, Steps, Transport, Wire
+
+PAUSE = 50e-6  # seconds between two looks of the progress thread while nothing moves
+
+
+class Handle:
+    """An operation that was started; its array may be touched again when it is done."""
+
+    def __init__(self, progress: "Progress", wire: Wire, steps: Steps, entry: Entry) -> None:
+        self.requests: list[Request] = []
+        self.done = False
+        self.result: Any = None
+        self.wire = wire
+        self.started = time.perf_counter()
+        self._progress = progress
+        self._steps = steps
+        self._entry = entry
+        self._error: BaseException | None = None
+
+    def test(self) -> bool:
+        """Whether the operation is done; moves it on if it can, without waiting.
+
+        Raises:
+            CollectiveMismatch: members are at different operations.
+        """
+        if not self.done:
+            self._progress.poll()
+        self._raise()
+        return self.done
+
+    def wait(self) -> Any:
+        """Return when the operation is done, with its result if it has one (operations on objects).
+
+        Raises:
+            CollectiveMismatch: members are at different operations.
+        """
+        if not self.done:
+            started = time.perf_counter()
+            self._progress.wait(self)
+            self.wire.counters.waited_seconds += time.perf_counter() - started
+        self._raise()
+        return self.result
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def advance(self, journal: Journal, counters: Counters) -> None:
+        """Go on to the next messages that must be waited for: those of the last step are complete."""
+        journal.moved()
+        try:
+            self.requests = []
+            while not self.requests:
+                self.requests = next(self._steps)
+            return
+        except StopIteration as stop:
+            self.result = stop.value
+        except Exception as error:
+            self._error = error
+        self.done = True
+        counters.open_seconds += time.perf_counter() - self.started
+        self.wire.release()
+        journal.end(self._entry)
+
+
+class Progress:
+    """All operations of a process that are under way.
+
+    Whoever waits for one operation moves all of them on: another rank may need that before it comes to ours.
+
+    Args:
+        transport: waits for messages of all groups.
+        journal: told of every movement.
+        threaded: a thread moves operations on while the caller computes; else `poll` between other work does.
+    """
+
+    def __init__(self, transport: Transport, journal: Journal, threaded: bool = False) -> None:
+        self.transport = transport
+        self.journal = journal
+        self._active: list[Handle] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        if threaded:
+            self._thread = threading.Thread(target=self._run, name="pytrain progress", daemon=True)
+            self._thread.start()
+
+    def start(self, wire: Wire, steps: Steps, entry: Entry) -> Handle:
+        """Post the first messages of an operation."""
+        handle = Handle(self, wire, steps, entry)
+        with self._lock:
+            handle.advance(self.journal, wire.counters)
+            if not handle.done:
+                self._active.append(handle)
+        if self._thread is not None and not handle.done:
+            self._wake.set()
+        return handle
+
+    def poll(self) -> bool:
+        """Move on what can be without waiting; whether anything moved."""
+        with self._lock:
+            return self._poll()
+
+    def _poll(self) -> bool:
+        moved = False
+        for handle in self._active:
+            while not handle.done and self.transport.test_all(handle.requests):
+                handle.advance(self.journal, handle.wire.counters)
+                moved = True
+        if moved:
+            self._active = [handle for handle in self._active if not handle.done]
+        return moved
+
+    def wait(self, handle: Handle) -> None:
+        """Return when `handle` is done."""
+        with self._lock:
+            while not handle.done:
+                if len(self._active) == 1:
+                    self.transport.wait_all(handle.requests)
+                    handle.advance(self.journal, handle.wire.counters)
+                    if handle.done:
+                        self._active.clear()
+                else:
+                    self.transport.wait_some([r for active in self._active for r in active.requests])
+                    self._poll()
+
+    def close(self) -> None:
+        """End the thread. Operations that are under way stay so."""
+        self._closed = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        """The thread: serial code only, as kernels run on the caller's threads."""
+        while not self._closed:
+            if not self._active:
+                self._wake.wait()
+                self._wake.clear()
+            elif not self.poll():
+                time.sleep(PAUSE)
