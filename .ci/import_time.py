@@ -19,9 +19,6 @@ def seconds(statement: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    bare, numpy, full = (
-        statistics.median(seconds(text)) for text in ("pass", "import numpy", "import pytrain")
-    )
-    print(
-        f"  import pytrain {full - bare:.3f} (of which numpy {numpy - bare:.3f}); bare interpreter {bare:.3f}"
-    )
+    bare = statistics.median(seconds("pass"))
+    for module in ("pytrain", "pytrain.train", "numpy"):
+        print(f"  import {module:14} {statistics.median(seconds(f'import {module}')) - bare:.3f}")

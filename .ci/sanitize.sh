@@ -15,4 +15,5 @@ export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1
 LD_PRELOAD=$libraries python -c "
 from pytrain import _native
 assert _native.__file__.startswith('$work/sanitized'), _native.__file__"
-LD_PRELOAD=$libraries pytest_phase sanitize -p no:faulthandler tests/native
+# --capture=sys: a report goes to standard error itself, and pytest must not swallow it when the process ends.
+LD_PRELOAD=$libraries pytest_phase sanitize --capture=sys -p no:faulthandler tests/native

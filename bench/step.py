@@ -11,14 +11,15 @@ from pathlib import Path
 
 import click
 
+from pytrain.config import parameter_count
 from pytrain.flops import model_flops
 from pytrain.metrics import resident_gigabytes
 from pytrain.native import native
-from pytrain.presets import PRESETS, parameter_count
+from pytrain.presets import PRESETS
 from pytrain.progress import compact
 
+from ._synthetic import Silent, synthetic_run
 from .peak import peak_gflops
-from .synthetic import Silent, synthetic_run
 
 
 @click.command()

@@ -18,6 +18,7 @@ from pytrain.data.indexed import IndexedDataset
 from pytrain.data.tokenizer import train_sentencepiece
 from pytrain.errors import UserError
 from pytrain.metrics import Evaluation
+from pytrain.native import native
 
 if TYPE_CHECKING:
     from pytrain.config import RunConfig
@@ -72,6 +73,7 @@ def run(folder: Path, say: Say = print, steps: int | None = None) -> DemoResult:
     from pytrain.train import Trainer
 
     started = time.monotonic()
+    native()  # says at once if it cannot run here
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; remove it, or choose another --folder")
     data = folder / "data"
@@ -124,7 +126,7 @@ def _tables(values: dict[str, object]) -> dict[str, dict[str, object]]:
 
 
 def _millions(config: "RunConfig") -> str:
-    from pytrain.presets import parameter_count
+    from pytrain.config import parameter_count
 
     return f"{parameter_count(config.model) / 1e6:.2f}M"
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytrain import checkpoint
 from pytrain.checkpoint.pieces import ITEM_BYTES
+from pytrain.config import parameter_count
 from pytrain.flops import hardware_flops, model_flops
 from pytrain.native import native
-from pytrain.presets import parameter_count
 from pytrain.stage import native_policy, native_shape
 from pytrain.training_state import checkpoint_entries
 

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
+from pytrain.errors import UserError
+from pytrain.native import native
+
 LIBRARIES = (
     "numpy",
     "ml_dtypes",
@@ -80,10 +83,10 @@ def library_versions() -> dict[str, str]:
 def native_facts() -> dict[str, str]:
     """What the native module says of itself (instruction sets above all), or why it cannot be imported."""
     try:
-        from pytrain import _native
-    except ImportError as error:
+        facts = native().information()
+    except UserError as error:
         return {"native module": f"not loaded: {error}"}
-    return {f"native {name}": _words(value) for name, value in _native.information().items()}
+    return {f"native {name}": _words(value) for name, value in facts.items()}
 
 
 def _words(value: object) -> str:

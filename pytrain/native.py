@@ -14,7 +14,7 @@ def native() -> "ModuleType":
     """`pytrain._native`.
 
     Raises:
-        UserError: it was not built, or cannot be loaded.
+        UserError: it was not built, cannot be loaded, or PYTRAIN_ISA names what cannot run here.
     """
     try:
         from pytrain import _native
@@ -23,4 +23,8 @@ def native() -> "ModuleType":
             f"the native module pytrain._native cannot be loaded ({error}); build it with `pip install .` "
             "in the source folder, in this Python environment"
         ) from error
+    try:
+        _native.information()
+    except _native.Error as error:
+        raise UserError(str(error)) from None
     return _native

@@ -6,13 +6,9 @@ A preset says only what cannot be derived, so that an override (say `model.hidde
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from pytrain.errors import UserError
 from pytrain.suggest import close_to
-
-if TYPE_CHECKING:
-    from pytrain.config import ModelConfig
 
 Value = str | int | float | bool
 Table = Mapping[str, Value]
@@ -139,27 +135,3 @@ def find_preset(name: str) -> Preset:
             f'no preset is called "{name}"{close_to(name, PRESETS) or "; there are " + ", ".join(PRESETS)}'
         )
     return PRESETS[name]
-
-
-def model_preset(name: str, **overrides: Value) -> "ModelConfig":
-    """The model of a preset with some of its keys overridden: `model_preset("gpt2-tiny", layers=3)`.
-
-    Raises:
-        UserError: no such preset, an unknown key, or a shape that cannot be; one line for each.
-    """
-    from pytrain.config import build_model
-
-    return build_model({**find_preset(name).model, **overrides}, f"preset {name}")
-
-
-def parameter_count(model: "ModelConfig") -> int:
-    """Exact number of trainable parameters of a model (a tied head counts once)."""
-    biased = model.family == "gpt2"
-    query, key = model.heads * model.head_size, model.kv_heads * model.head_size
-    norm = model.hidden * (2 if biased else 1)
-    attention = model.hidden * (query + 2 * key + query)
-    mlp = model.hidden * model.ffn * (2 if biased else 3)
-    biases = query + 2 * key + model.hidden + model.ffn + model.hidden if biased else 0
-    embedding = model.vocabulary * model.hidden + (model.context * model.hidden if biased else 0)
-    head = norm + (0 if model.tied_head else model.vocabulary * model.hidden)
-    return embedding + model.layers * (2 * norm + attention + mlp + biases) + head

@@ -138,8 +138,6 @@ class LiveProgress:
     def step(self, metrics: StepMetrics) -> None:
         """A step is done."""
         left = self._remaining.after(metrics.step)
-        if metrics.skipped:
-            self.note(f"step {metrics.step}: gradient not finite, weights left as they were")
         now = self._clock()
         if now - self._drawn >= REFRESH_SECONDS or metrics.step == self._total_steps:
             self._drawn = now

@@ -68,6 +68,7 @@ class Trainer:
         self.folder = Path(config.run.folder)
         self.group = Group()
         self.grid = Grid(config.parallel.dp, config.parallel.pp, config.parallel.tp)
+        self.device: _native.CpuDevice = native().CpuDevice()
         checkpoint.check_writable(self.folder)
         resumed = _find_checkpoint(self.folder, resume)
         self.tokenizer = load_tokenizer(config.tokenizer.path)
@@ -78,7 +79,6 @@ class Trainer:
             )
         self._check_prompts()
         self.loader, self.heldout = _open_data(config, self.tokenizer.sha256)
-        self.device: _native.CpuDevice = native().CpuDevice()
         self.stage = Stage(
             self.device,
             config.model,
@@ -333,12 +333,14 @@ class Trainer:
         ]
 
     def _machine_differences(self, before: dict[str, Any]) -> Iterator[str]:
-        """A note for each way in which the run goes on with other arithmetic than it began with."""
+        """A note for each way in which the run goes on with other arithmetic or text than it began with."""
         for key in ("isa", "blocking"):
             then = before.get("native", {}).get(key)
             now = self.record["native"].get(key)
             if then is not None and then != now:
                 yield f"note: {key} was {then} and is {now} now: results agree, but not bit for bit"
+        if before.get("corpora", self.record["corpora"]) != self.record["corpora"]:
+            yield "note: the corpora are not those that the run began with: samples go on in another order"
 
 
 def train(config: "RunConfig", resume: str = "none", progress: Progress | None = None) -> TrainResult:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import tomli_w
-from tests.checkpoint_cases import UnsyncedOperations
 from numpy.typing import NDArray
 
 from pytrain.checkpoint import Checkpoint, TensorPiece, save
 from pytrain.checkpoint.parameters import weight_entries
 from pytrain.checkpoint.pieces import storage_dtype
 from pytrain.config import ModelConfig, build_model
+from tests.checkpoint_cases import UnsyncedOperations
 
 Table = dict[str, Any]
 

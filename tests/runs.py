@@ -1,4 +1,4 @@
-"""Tiny runs for tests: a tokenizer and corpora made from random words, and configurations that train on them."""
+"""Tiny runs for tests: tokenizer and corpora made from random words, and configurations that use them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def make_corpora(folder: Path) -> Corpora:
 
 
 def tables(corpora: Corpora, folder: Path, family: str = "llama") -> dict[str, dict[str, Any]]:
-    """What a run.toml would hold: six steps of two micro-batches of two sequences, with warm-up and clipping."""
+    """What a run.toml would hold: six steps of two micro-batches of two sequences, with clipping."""
     return {
         "run": {"folder": str(folder), "steps": 6},
         "model": MODELS[family] | {"vocabulary": VOCABULARY, "context": 2 * LENGTH},

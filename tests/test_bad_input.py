@@ -1,4 +1,4 @@
-"""Bad input through the command line: one sentence that names the file or key, status 2, checkpoints untouched."""
+"""Bad input through the command line: one sentence naming file or key, status 2, checkpoints untouched."""
 
 import json
 import shutil
@@ -71,7 +71,7 @@ def train_refused(corpora: Corpora, refused: Refused, tmp_path: Path) -> Refused
     return command
 
 
-# --- configuration -------------------------------------------------------------------------------------------
+# --- configuration ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_toml_that_is_none(refused: Refused, tmp_path: Path) -> None:
     assert "missing.toml does not exist" in refused("train", tmp_path / "missing.toml")
 
 
-# --- corpora ---------------------------------------------------------------------------------------------------
+# --- corpora ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ["bin", "idx"])
@@ -158,7 +158,9 @@ def test_a_broken_index(
 
 
 @pytest.mark.parametrize("change", [b"", b"\0\0"])
-def test_lengths_that_disagree_with_the_tokens(corpora: Corpora, train_refused: Refused, change: bytes) -> None:
+def test_lengths_that_disagree_with_the_tokens(
+    corpora: Corpora, train_refused: Refused, change: bytes
+) -> None:
     path = corpora.folder / "heldout.bin"
     path.write_bytes(path.read_bytes() + change if change else path.read_bytes()[:-2])
     sentence = train_refused()
@@ -182,7 +184,7 @@ def test_an_id_outside_the_vocabulary(corpora: Corpora, train_refused: Refused) 
     assert f"has the id {runs.VOCABULARY}, outside the vocabulary of {runs.VOCABULARY}" in sentence
 
 
-# --- text --------------------------------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -234,7 +236,7 @@ def test_a_long_line_is_a_document_like_others(
     assert note["utf8_bytes"] == len(text.encode("utf-8")) > 10_000_000
 
 
-# --- tokenizers and checkpoints ---------------------------------------------------------------------------------------
+# --- tokenizers and checkpoints -----------------------------------------------------------------------------
 
 
 def test_a_tokenizer_that_is_none(corpora: Corpora, train_refused: Refused) -> None:
@@ -268,7 +270,8 @@ def test_a_tokenizer_larger_than_the_model(corpora: Corpora, refused: Refused, t
 
 
 @pytest.mark.parametrize(
-    "command", [["train", "RUN_TOML", "--resume", "auto"], ["generate", "RUN"], ["export", "RUN", "--hf", "OUT"]]
+    "command",
+    [["train", "RUN_TOML", "--resume", "auto"], ["generate", "RUN"], ["export", "RUN", "--hf", "OUT"]],
 )
 @pytest.mark.parametrize("damage", ["truncated", "bit", "gone"])
 def test_a_damaged_checkpoint(

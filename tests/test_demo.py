@@ -21,7 +21,9 @@ LICENCE = "# Permission is granted\n# to everybody.\n"
 def hashes(text: str) -> set[str]:
     """Of the paragraphs of a text, whatever their white space: computed apart from the demo's own."""
     parts = re.split(r"\n\s*\n", text)
-    return {hashlib.md5(re.sub(r"\s+", " ", part).strip().encode()).hexdigest() for part in parts if part.strip()}
+    return {
+        hashlib.md5(re.sub(r"\s+", " ", part).strip().encode()).hexdigest() for part in parts if part.strip()
+    }
 
 
 def write_library(folder: Path, modules: int = 24) -> Path:
@@ -103,7 +105,9 @@ def test_the_split_is_the_same_everywhere(library: Path) -> None:
 
 
 def test_a_library_without_sources(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no Python sources to learn from; train on your own text instead"):
+    with pytest.raises(
+        UserError, match="has no Python sources to learn from; train on your own text instead"
+    ):
         demo.split_modules(tmp_path)
 
 
@@ -142,6 +146,6 @@ def test_three_steps_end_to_end(library: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_preset_has_a_million_parameters() -> None:
-    from pytrain.presets import model_preset, parameter_count
+    from pytrain.config import model_preset, parameter_count
 
     assert parameter_count(model_preset("demo")) >= 1_000_000

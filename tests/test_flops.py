@@ -5,8 +5,8 @@ import math
 
 import pytest
 
+from pytrain.config import model_preset
 from pytrain.flops import forward_flops, hardware_flops, model_flops, utilization
-from pytrain.presets import model_preset
 from tests.reference import Shape, parameter_shapes
 
 

@@ -1,6 +1,7 @@
 """Logits through the cache of keys and values, sampling, and text that comes out piece by piece."""
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def reference_logits(name: str, tokens: list[int]) -> NDArray[np.float64]:
     return reference.model_logits(SHAPES[name], reference.visible_parameters(SHAPES[name], 7), batch)
 
 
-# --- logits ------------------------------------------------------------------------------------------------
+# --- logits -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -84,7 +85,7 @@ def test_chunks_change_no_bit(models: dict[str, Path], name: str) -> None:
     np.testing.assert_array_equal(single, whole)
     generator.forget()
     edges = [0, 1, 8, 45, 46, 140, LENGTH]
-    parts = [generator.logits(tokens[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [generator.logits(tokens[a:b]) for a, b in pairwise(edges)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
@@ -115,7 +116,9 @@ def test_sixteen_bit_checkpoints(corpora: Corpora, tmp_path: Path, dtype: str) -
     assert loaded.policy.weights == loaded.policy.activations == dtype
     tokens = random_tokens(20, 4)
     found = loaded.generator(20).logits(tokens)
-    weights = {spec.name: loaded.checkpoint.read(spec.name).astype(np.float64) for spec in loaded.layout.tensors}
+    weights = {
+        spec.name: loaded.checkpoint.read(spec.name).astype(np.float64) for spec in loaded.layout.tensors
+    }
     shape = reference.Shape(**config.model.model_dump(exclude={"init_std"}))
     array = np.asarray(tokens, np.int32)
     positions = np.arange(20, dtype=np.int32)
@@ -126,7 +129,7 @@ def test_sixteen_bit_checkpoints(corpora: Corpora, tmp_path: Path, dtype: str) -
     assert error < {"bf16": 0.1, "fp16": 0.01}[dtype]
 
 
-# --- choosing a token -----------------------------------------------------------------------------------------
+# --- choosing a token ---------------------------------------------------------------------------------------
 
 
 def frequencies(logits: NDArray[np.float32], count: int = 20_000, **options: Any) -> NDArray[np.float64]:
@@ -177,7 +180,7 @@ def test_extreme_logits() -> None:
     assert frequencies(wild, 50, temperature=0.01).tolist() == [0, 1, 0, 0]
 
 
-# --- continuing ------------------------------------------------------------------------------------------------
+# --- continuing ---------------------------------------------------------------------------------------------
 
 
 def written(generator: Generator, prompt: list[int], **options: Any) -> list[int]:
@@ -230,7 +233,7 @@ def test_prompts_that_cannot_be_continued(models: dict[str, Path]) -> None:
         generator.continue_tokens([], tokens=1)
 
 
-# --- text --------------------------------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -307,7 +310,9 @@ def test_what_cannot_write_says_so_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         generate_text(tmp_path / "nothing", "x")
     folder = runs.save_model(
-        tmp_path / "mute", spine.model_config(SHAPES["llama"]), reference.visible_parameters(SHAPES["llama"], 1)
+        tmp_path / "mute",
+        spine.model_config(SHAPES["llama"]),
+        reference.visible_parameters(SHAPES["llama"], 1),
     )
     with pytest.raises(UserError, match="holds no tokenizer, so it cannot read a prompt"):
         generate_text(folder, "x")

@@ -1,4 +1,4 @@
-"""Models exported by `pytrain export`: transformers and our cache of keys and values agree, and import brings them back."""
+"""Models exported by `pytrain export`: transformers computes the same, and import brings them back."""
 
 import importlib.util
 from pathlib import Path
@@ -16,7 +16,9 @@ from tests import reference, runs, spine
 
 MISSING = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
 pytestmark = [
-    pytest.mark.skipif(bool(MISSING), reason=f"nothing to compare with: {' and '.join(MISSING)} not installed"),
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"nothing to compare with: {' and '.join(MISSING)} not installed"
+    ),
     # transformers and torch warn about their own internals
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
@@ -51,7 +53,9 @@ def theirs(folder: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
     return model.eval()
 
 

@@ -53,7 +53,7 @@ def test_nothing_but_pytrain_is_installed() -> None:
     files = metadata.distribution("pytrain").files
     assert files
     tops = {file.parts[0] for file in files if file.parts[0] not in ("..", "__pycache__")}
-    editable = {name for name in tops if name.startswith("_pytrain_editable")}
+    editable = {name for name in tops if name.startswith("_editable_")}
     assert tops - editable == {"pytrain", f"pytrain-{VERSION}.dist-info"}
 
 

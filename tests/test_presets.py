@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from pytrain.config import ModelConfig
+from pytrain.config import ModelConfig, model_preset, parameter_count
 from pytrain.errors import UserError
-from pytrain.presets import PRESETS, model_preset, parameter_count
+from pytrain.presets import PRESETS
 from tests.reference import Shape, parameter_shapes
 
 

@@ -255,7 +255,7 @@ def test_logits_never_exist_whole() -> None:
 @pytest.mark.parametrize("preset", ["gpt2-124m", "llama-110m"])
 @pytest.mark.parametrize(("policy", "share"), [("selective", 0.70), ("full", 0.30)])
 def test_recomputation_saves_memory(preset: str, policy: str, share: float) -> None:
-    from pytrain.presets import model_preset
+    from pytrain.config import model_preset
 
     shape = native_shape(model_preset(preset))
     sizes = {

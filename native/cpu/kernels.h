@@ -23,8 +23,8 @@ struct Kernels {
     // --- products: C (m,n) in tiles of (tile_rows, tile_columns) from packed panels -------------
     // Panels: a (k, tile_rows) and b (k, tile_columns), 64-byte aligned, zero-padded at the edges.
     std::int64_t tile_rows, tile_columns;
-    // Cache blocks: a task computes block_rows x block_columns of C (multiples of the tile) from block_depth steps of k, so
-    // that its packed panels of both operands stay in the second-level cache, and one panel of a in the first.
+    // Cache blocks: a task computes block_rows x block_columns of C (multiples of the tile) from block_depth steps of
+    // k, so that its packed panels of both operands stay in the second-level cache, and one panel of a in the first.
     std::int64_t block_rows, block_depth, block_columns;
     // c (tile_rows, tile_columns) = a * b, or += with accumulate. One accumulator per element, k ascending.
     void (*matmul_tile)(std::int64_t k, const float* a, const float* b, float* c, std::int64_t ldc, bool accumulate);

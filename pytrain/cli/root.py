@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pytrain.cli import corpus, model
+from pytrain.cli import corpus, model, plan
 from pytrain.errors import ExitCode, UserError
 from pytrain.presets import PRESETS
 
@@ -199,3 +199,4 @@ def completion(shell: str) -> None:
 
 for command in (corpus.prepare, corpus.tokenizer, model.generate, model.export, model.import_, model.inspect):
     root.add_command(command)
+root.add_command(plan.plan)

@@ -36,7 +36,7 @@ class Journal:
         self.open = 0  # operations under way
         self.last_move = clock()
         self.entries: deque[Entry] = deque(maxlen=LAST_OPERATIONS)
-        self.sequences: dict[str, Sequence] = {}  # by group key
+        self.histories: dict[str, History] = {}  # by group key
         self._phase = "starting"
 
     @property
@@ -75,7 +75,11 @@ class Journal:
         now = self.clock()
         return [
             f"{now - entry.started:9.3f} s ago  {entry.group}: {entry.text}  "
-            + ("NOT FINISHED" if entry.finished is None else f"{(entry.finished - entry.started) * 1e3:.3f} ms")
+            + (
+                "NOT FINISHED"
+                if entry.finished is None
+                else f"{(entry.finished - entry.started) * 1e3:.3f} ms"
+            )
             for entry in list(self.entries)
         ]
 
@@ -99,7 +103,7 @@ class Stream:
 
 
 @dataclass
-class Sequence:
+class History:
     """The operations of one group as one of its members saw them. Plain data, so that it can travel."""
 
     ranks: tuple[int, ...]
@@ -110,46 +114,46 @@ class Sequence:
     received: dict[tuple[int, int], Stream] = field(default_factory=dict)
 
 
-def differences(name: str, sequences: Mapping[int, Sequence]) -> list[str]:
+def differences(name: str, histories: Mapping[int, History]) -> list[str]:
     """Sentences about which members of a group did other operations than the rest; none if all agree.
 
     Args:
         name: of the group.
-        sequences: by member; members that are missing are not compared.
+        histories: by member; members that are missing are not compared.
     """
     found = []
     seen: dict[tuple[int, int], list[int]] = {}
-    for member, sequence in sequences.items():
-        seen.setdefault((sequence.collective.count, sequence.collective.hash), []).append(member)
+    for member, history in histories.items():
+        seen.setdefault((history.collective.count, history.collective.hash), []).append(member)
     if len(seen) > 1:
         common = max(seen.values(), key=len)  # the first of equally many
         for members in seen.values():
             if members is not common:
                 found.append(
-                    f"group {name}: {_ranks(members, sequences)} at {sequences[members[0]].collective}, "
-                    f"{_ranks(common, sequences)} at {sequences[common[0]].collective}"
+                    f"group {name}: {_ranks(members, histories)} at {histories[members[0]].collective}, "
+                    f"{_ranks(common, histories)} at {histories[common[0]].collective}"
                 )
-    for member, sequence in sequences.items():
-        for (other, tag), sent in sequence.sent.items():
-            if other in sequences:
-                received = sequences[other].received.get((member, tag), Stream())
+    for member, history in histories.items():
+        for (other, tag), sent in history.sent.items():
+            if other in histories:
+                received = histories[other].received.get((member, tag), Stream())
                 if (sent.count, sent.hash) != (received.count, received.hash):
-                    found.append(_unpaired(name, sequences, member, other, tag))
-        for (other, tag), _ in sequence.received.items():
-            if other in sequences and (member, tag) not in sequences[other].sent:
-                found.append(_unpaired(name, sequences, other, member, tag))
+                    found.append(_unpaired(name, histories, member, other, tag))
+        for (other, tag), _ in history.received.items():
+            if other in histories and (member, tag) not in histories[other].sent:
+                found.append(_unpaired(name, histories, other, member, tag))
     return found
 
 
-def _unpaired(name: str, sequences: Mapping[int, Sequence], source: int, to: int, tag: int) -> str:
-    sent = sequences[source].sent.get((to, tag), Stream())
-    received = sequences[to].received.get((source, tag), Stream())
+def _unpaired(name: str, histories: Mapping[int, History], source: int, to: int, tag: int) -> str:
+    sent = histories[source].sent.get((to, tag), Stream())
+    received = histories[to].received.get((source, tag), Stream())
     return (
-        f"group {name}, tag {tag}: {_ranks([source], sequences)} sent {sent.count} messages to "
-        f"{_ranks([to], sequences)} (last: {sent.last}), which received {received.count} (last: {received.last})"
+        f"group {name}, tag {tag}: {_ranks([source], histories)} sent {sent.count} messages to "
+        f"{_ranks([to], histories)} (last: {sent.last}), which received {received.count} (last: {received.last})"
     )
 
 
-def _ranks(members: list[int], sequences: Mapping[int, Sequence]) -> str:
-    ranks = ", ".join(str(sequences[member].ranks[member]) for member in members)
+def _ranks(members: list[int], histories: Mapping[int, History]) -> str:
+    ranks = ", ".join(str(histories[member].ranks[member]) for member in members)
     return f"rank{'s' if len(members) > 1 else ''} {ranks}"

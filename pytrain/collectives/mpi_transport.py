@@ -1,11 +1,12 @@
 """Messages over MPI, and MPI's own collective operations as steps. Imports mpi4py: only for groups of many."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 
 from mpi4py import MPI
 
-from pytrain.collectives.wire import Array, Request, Steps, Wire
+from pytrain.collectives.wire import Array, Request, Steps, Wire, pieces_of
 
 
 class MpiTransport:
@@ -49,6 +50,10 @@ def _communicator(wire: Wire) -> MPI.Intracomm:
     return wire.transport.communicator
 
 
+def _operation(wire: Wire) -> MPI.Op:
+    return MPI.SUM if wire.operation == "sum" else MPI.MAX
+
+
 def _parts(wire: Wire, array: Array) -> list[Array]:
     step = max(1, wire.tools.limits.message_bytes // array.itemsize)
     return [array[first : first + step] for first in range(0, array.size, step)]
@@ -56,33 +61,40 @@ def _parts(wire: Wire, array: Array) -> list[Array]:
 
 def mpi_all_reduce(wire: Wire, array: Array) -> Steps:
     """MPI's own, whose order of addition is its own affair."""
-    operation = MPI.SUM if wire.operation == "sum" else MPI.MAX
-    communicator = _communicator(wire)
+    communicator, operation = _communicator(wire), _operation(wire)
     yield [communicator.Iallreduce(MPI.IN_PLACE, part, operation) for part in _parts(wire, array)]
 
 
 def mpi_reduce_scatter(wire: Wire, array: Array, bounds: Sequence[int]) -> Steps:
-    """MPI's own; pieces of any size, one message a member at a time."""
-    operation = MPI.SUM if wire.operation == "sum" else MPI.MAX
-    communicator = _communicator(wire)
+    """MPI's own; for arrays beyond the largest message, one reduction for each part of each piece."""
+    communicator, operation = _communicator(wire), _operation(wire)
     own = array[bounds[wire.index] : bounds[wire.index + 1]]
-    for root in range(wire.size):
-        piece = array[bounds[root] : bounds[root + 1]]
-        for part, out in zip(_parts(wire, piece), _parts(wire, own), strict=False):
-            pass
-    counts = [bounds[i + 1] - bounds[i] for i in range(wire.size)]
-    out = wire.scratch(array.dtype, own.size)
-    yield [communicator.Ireduce_scatter(array, out, counts, operation)]
-    own[:] = out
+    if array.nbytes <= wire.tools.limits.message_bytes:
+        counts = [last - first for first, last in pairwise(bounds)]
+        result = wire.scratch(array.dtype, own.size)
+        yield [communicator.Ireduce_scatter(array, result, counts, operation)]
+        own[:] = result
+        return
+    requests = []
+    for root, piece in enumerate(pieces_of(array, bounds)):
+        for part in _parts(wire, piece):
+            if root == wire.index:
+                requests.append(communicator.Ireduce(MPI.IN_PLACE, part, operation, root))
+            else:
+                requests.append(communicator.Ireduce(part, None, operation, root))
+    yield requests
 
 
 def mpi_all_gather(wire: Wire, array: Array, bounds: Sequence[int]) -> Steps:
-    """MPI's own: it moves bytes and adds nothing."""
-    size = array.itemsize
-    counts = [(bounds[i + 1] - bounds[i]) * size for i in range(wire.size)]
-    displacements = [first * size for first in bounds[:-1]]
-    receive = [array, counts, displacements, MPI.BYTE]
-    yield [_communicator(wire).Iallgatherv(MPI.IN_PLACE, receive)]
+    """MPI's own: it moves bytes and adds nothing. Beyond the largest message, one broadcast for each part."""
+    communicator = _communicator(wire)
+    if array.nbytes > wire.tools.limits.message_bytes:
+        for root, piece in enumerate(pieces_of(array, bounds)):
+            yield from mpi_broadcast(wire, piece, root)
+        return
+    counts = [(last - first) * array.itemsize for first, last in pairwise(bounds)]
+    displacements = [first * array.itemsize for first in bounds[:-1]]
+    yield [communicator.Iallgatherv(MPI.IN_PLACE, [array, counts, displacements, MPI.BYTE])]
 
 
 def mpi_broadcast(wire: Wire, array: Array, root: int) -> Steps:
@@ -91,5 +103,12 @@ def mpi_broadcast(wire: Wire, array: Array, root: int) -> Steps:
     yield [communicator.Ibcast([part, MPI.BYTE], root) for part in _parts(wire, array)]
 
 
-def node_of_each_rank(communicator: MPI.Intracomm) -> Callable[[], int]:
-    raise NotImplementedError
+def node_of(communicator: MPI.Intracomm) -> int:
+    """The lowest rank of those that share this rank's memory: the same number on all ranks of a node."""
+    shared = communicator.Split_type(MPI.COMM_TYPE_SHARED)
+    local, world = shared.Get_group(), communicator.Get_group()
+    lowest = int(MPI.Group.Translate_ranks(local, [0], world)[0])
+    local.Free()
+    world.Free()
+    shared.Free()
+    return lowest

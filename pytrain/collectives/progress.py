@@ -11,7 +11,7 @@ from pytrain.collectives.wire import Request, Steps, Transport, Wire
 PAUSE = 50e-6  # seconds between two looks of the progress thread while nothing moves
 
 
-class Handle:
+class Running:
     """An operation that was started; its array may be touched again when it is done."""
 
     def __init__(self, progress: "Progress", wire: Wire, steps: Steps, entry: Entry) -> None:
@@ -85,7 +85,7 @@ class Progress:
     def __init__(self, transport: Transport, journal: Journal, threaded: bool = False) -> None:
         self.transport = transport
         self.journal = journal
-        self._active: list[Handle] = []
+        self._active: list[Running] = []
         self._lock = threading.Lock()
         self._closed = False
         self._wake = threading.Event()
@@ -94,9 +94,9 @@ class Progress:
             self._thread = threading.Thread(target=self._run, name="pytrain progress", daemon=True)
             self._thread.start()
 
-    def start(self, wire: Wire, steps: Steps, entry: Entry) -> Handle:
+    def start(self, wire: Wire, steps: Steps, entry: Entry) -> Running:
         """Post the first messages of an operation."""
-        handle = Handle(self, wire, steps, entry)
+        handle = Running(self, wire, steps, entry)
         with self._lock:
             handle.advance(self.journal, wire.counters)
             if not handle.done:
@@ -120,7 +120,7 @@ class Progress:
             self._active = [handle for handle in self._active if not handle.done]
         return moved
 
-    def wait(self, handle: Handle) -> None:
+    def wait(self, handle: Running) -> None:
         """Return when `handle` is done."""
         with self._lock:
             while not handle.done:

@@ -4,8 +4,8 @@ Importing this package imports pydantic; `import pytrain` does not import this p
 """
 
 from pytrain.config.explain import commented_toml, explain
-from pytrain.config.load import build, build_model, load, resolved_toml
-from pytrain.config.model import ModelConfig, RopeScaling
+from pytrain.config.load import build, build_model, load, model_preset, resolved_toml
+from pytrain.config.model import ModelConfig, RopeScaling, parameter_count
 from pytrain.config.run import Corpus, HeldOutCorpus, RunConfig
 
 __all__ = [
@@ -19,5 +19,7 @@ __all__ = [
     "commented_toml",
     "explain",
     "load",
+    "model_preset",
+    "parameter_count",
     "resolved_toml",
 ]

@@ -13,7 +13,7 @@ from pytrain.config.model import ModelConfig, Section, flat_values
 from pytrain.config.problems import field_problem, unknown_key
 from pytrain.config.run import RunConfig
 from pytrain.errors import UserError
-from pytrain.presets import PRESETS
+from pytrain.presets import PRESETS, find_preset
 from pytrain.suggest import close_to
 
 SECTIONS: dict[str, type[Section]] = {
@@ -98,6 +98,15 @@ def build_model(data: Mapping[str, Any], source: str = "configuration") -> Model
     if problems:
         raise _as_error(problems, source, {})
     return model
+
+
+def model_preset(name: str, **overrides: str | int | float | bool) -> ModelConfig:
+    """The model of a preset with some of its keys overridden: `model_preset("gpt2-tiny", layers=3)`.
+
+    Raises:
+        UserError: no such preset, an unknown key, or a shape that cannot be; one line for each.
+    """
+    return build_model({**find_preset(name).model, **overrides}, f"preset {name}")
 
 
 def resolved_toml(config: RunConfig) -> str:

@@ -110,3 +110,16 @@ class ModelConfig(Section):
     def _consistent(self) -> Self:
         require(MODEL_CHECKS, flat_values("model", self))
         return self
+
+
+def parameter_count(model: ModelConfig) -> int:
+    """Exact number of trainable parameters of a model (a tied head counts once)."""
+    biased = model.family == "gpt2"
+    query, key = model.heads * model.head_size, model.kv_heads * model.head_size
+    norm = model.hidden * (2 if biased else 1)
+    attention = model.hidden * (query + 2 * key + query)
+    mlp = model.hidden * model.ffn * (2 if biased else 3)
+    biases = query + 2 * key + model.hidden + model.ffn + model.hidden if biased else 0
+    embedding = model.vocabulary * model.hidden + (model.context * model.hidden if biased else 0)
+    head = norm + (0 if model.tied_head else model.vocabulary * model.hidden)
+    return embedding + model.layers * (2 * norm + attention + mlp + biases) + head

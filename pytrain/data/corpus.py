@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pytrain import __version__
 from pytrain.data.indexed import INTEGER_CODES, IndexedWriter, dtype_code
 from pytrain.data.reading import SEGMENT_BYTES, InputFile, Piece, find_inputs, piece_text, text_segments
 from pytrain.data.sidecar import Sidecar
 from pytrain.data.tokenizer import Tokenizer, load_tokenizer
 from pytrain.errors import UserError
+from pytrain.information import version
 
 # Pieces are sent to a worker together up to this much text; a few such tasks wait for each worker.
 TASK_BYTES = 1 << 20
@@ -108,7 +108,7 @@ def prepare(
                 sha256=writer.sha256,
                 tokenizer_sha256=loaded.sha256,
                 vocabulary_size=loaded.vocabulary_size,
-                pytrain_version=__version__,
+                pytrain_version=version(),
             )
         )
     return PrepareReport(

@@ -14,7 +14,7 @@ from pytrain.schedule.actions import (
     ScheduleError,
     peak_in_flight,
 )
-from pytrain.schedule.check import Costs, Peaks, Report, Span, check
+from pytrain.schedule.check import Peaks, Report, check
 from pytrain.schedule.lower import lower
 from pytrain.schedule.programs import (
     SCHEDULES,
@@ -27,6 +27,7 @@ from pytrain.schedule.programs import (
     programs_of,
     zero_bubble,
 )
+from pytrain.schedule.simulate import Costs, Span
 
 __all__ = [
     "SCHEDULES",

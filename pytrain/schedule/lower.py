@@ -56,14 +56,14 @@ def lower(programs: Programs, *, tied: bool = False) -> Lowered:
     )
 
 
-def sends_after(action: Action, stages: int) -> bool:
+def _sends_after(action: Action, stages: int) -> bool:
     """Whether what a compute action makes goes to another stage."""
     if action.kind is Kind.FORWARD:
         return action.stage < stages - 1
     return action.kind in INPUT_GRADIENT and action.stage > 0
 
 
-def receives_before(action: Action, stages: int) -> bool:
+def _receives_before(action: Action, stages: int) -> bool:
     """Whether a compute action needs what another stage makes."""
     if action.kind is Kind.FORWARD:
         return action.stage > 0
@@ -76,13 +76,13 @@ def _place_receives(programs: Programs) -> list[dict[int, list[Action]]]:
         (action.kind is Kind.FORWARD, action.stage, action.microbatch): index
         for program in programs.ranks
         for index, action in enumerate(program)
-        if receives_before(action, programs.stages)
+        if _receives_before(action, programs.stages)
     }
     places: list[dict[int, list[Action]]] = [defaultdict(list) for _ in programs.ranks]
     for sender, program in enumerate(programs.ranks):
         channels: dict[int, list[tuple[int, Action]]] = defaultdict(list)
         for action in program:
-            if not sends_after(action, programs.stages):
+            if not _sends_after(action, programs.stages):
                 continue
             forward = action.kind is Kind.FORWARD
             stage = action.stage + (1 if forward else -1)
@@ -176,11 +176,13 @@ class _RankLowering:
 
     def _compute(self, action: Action) -> Iterator[Action]:
         key = (action.stage, action.microbatch)
-        sends = sends_after(action, self.programs.stages)
+        sends = _sends_after(action, self.programs.stages)
         if action.kind is Kind.FORWARD and action.stage == 0:
             yield from self._take(self.slots, self.slot_of, key)
         if key not in self.slot_of:
-            raise ScheduleError(f"rank {self.rank}: {action} has no activations: its forward is not before it")
+            raise ScheduleError(
+                f"rank {self.rank}: {action} has no activations: its forward is not before it"
+            )
         # The last stage's gradient begins in it; with one stage alone none crosses a boundary.
         if action.kind in INPUT_GRADIENT and sends and key not in self.gradient_of:
             yield from self._take(self.gradients, self.gradient_of, key)

@@ -5,7 +5,7 @@ the ranks wait this long, as a share of the time they compute (`check` measures 
 
     gpipe, 1f1b    (p-1) / m          arXiv 1811.06965, 2104.04473
     interleaved    (p-1) / (v m)      arXiv 2104.04473; where m is a multiple of p
-    zero-bubble    (p-1) / (3 m)      arXiv 2401.10241; where m is at least 2p - 1 or so
+    zero-bubble    (p-1) / (3 m)      arXiv 2401.10241; where m is at least p
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,9 @@ def forward_only_pipeline(ranks: int, micro_batches: int, chunks_per_rank: int =
         UserError: a size below 1, or several chunks on a single rank.
     """
     _check_sizes(ranks, micro_batches, chunks_per_rank)
-    order = _forward_order(ranks, chunks_per_rank, micro_batches)
+    # Nothing but one activation is kept per stage, so that a group must not outgrow the ring of p ranks.
+    groups = [min(ranks, micro_batches - first) for first in range(0, micro_batches, ranks)]
+    order = _forward_order(chunks_per_rank, groups)
     programs = [
         tuple(Action(Kind.FORWARD, chunk * ranks + rank, microbatch) for chunk, microbatch in order)
         for rank in range(ranks)
@@ -80,14 +82,15 @@ def interleaved_one_f_one_b(ranks: int, chunks_per_rank: int, micro_batches: int
     """1F1B in which each rank holds several stages of the pipeline, p apart (arXiv 2104.04473).
 
     The bubble shrinks by the number of chunks; messages and, somewhat, memory grow. Micro-batches go through
-    the chunks in groups of p; where p does not divide their number the last group is smaller and the bubble
-    larger.
+    the chunks in groups of p; where p does not divide their number the groups are larger, and so are bubble
+    and memory.
 
     Raises:
         UserError: a size below 1, or several chunks on a single rank.
     """
     _check_sizes(ranks, micro_batches, chunks_per_rank)
-    order = _forward_order(ranks, chunks_per_rank, micro_batches)
+    groups = _group_sizes(ranks, micro_batches)
+    order = _forward_order(chunks_per_rank, groups)
     last = chunks_per_rank - 1
     programs = []
     for rank in range(ranks):
@@ -98,7 +101,7 @@ def interleaved_one_f_one_b(ranks: int, chunks_per_rank: int, micro_batches: int
         # With several chunks a micro-batch passes p - r - 1 ranks below this one on its way to the last
         # stage and again on its way back, and the forwards of a whole group of p lie before each chunk.
         rounds = 1 if chunks_per_rank == 1 else 2
-        warm_up = (ranks - rank - 1) * rounds + last * ranks
+        warm_up = (ranks - rank - 1) * rounds + last * max(groups)
         programs.append(_alternate(forwards, backwards, warm_up))
     return Programs("interleaved", tuple(programs), chunks_per_rank, micro_batches)
 
@@ -166,14 +169,24 @@ def _alternate(forwards: list[Action], backwards: list[Action], warm_up: int) ->
     return (*program, *backwards[len(forwards) - warm_up :])
 
 
-def _forward_order(ranks: int, chunks_per_rank: int, micro_batches: int) -> list[tuple[int, int]]:
-    """(chunk, micro-batch) in the order of a rank's forwards: groups of p micro-batches, chunk by chunk."""
-    return [
-        (chunk, microbatch)
-        for first in range(0, micro_batches, ranks)
-        for chunk in range(chunks_per_rank)
-        for microbatch in range(first, min(first + ranks, micro_batches))
-    ]
+def _group_sizes(ranks: int, micro_batches: int) -> list[int]:
+    """Micro-batches that pass a rank's chunks together: p, or a little more where p does not divide them.
+
+    A last group smaller than p would need to come round before those ahead of it have gone backward, and the
+    ranks would wait for each other in a circle.
+    """
+    groups = max(micro_batches // ranks, 1)
+    return [micro_batches // groups + (group < micro_batches % groups) for group in range(groups)]
+
+
+def _forward_order(chunks_per_rank: int, group_sizes: list[int]) -> list[tuple[int, int]]:
+    """(chunk, micro-batch) in the order of a rank's forwards: group by group, in it chunk by chunk."""
+    order, first = [], 0
+    for size in group_sizes:
+        for chunk in range(chunks_per_rank):
+            order += [(chunk, microbatch) for microbatch in range(first, first + size)]
+        first += size
+    return order
 
 
 def _check_sizes(ranks: int, micro_batches: int, chunks_per_rank: int) -> None:

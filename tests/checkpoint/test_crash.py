@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from pytrain.checkpoint import Checkpoint, FileOperations, newest_checkpoint, prune, save
+from pytrain.errors import UserError
 from tests.checkpoint_cases import (
     CONFIG_TEXT,
     ENTRIES,
@@ -19,9 +22,6 @@ from tests.checkpoint_cases import (
     save_random,
     whole_pieces,
 )
-
-from pytrain.checkpoint import Checkpoint, FileOperations, newest_checkpoint, prune, save
-from pytrain.errors import UserError
 
 # What the machine loses. "process": nothing that was asked for. "power": file contents and new names that
 # were not synced. "renames": these, and renames that were not synced.

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.checkpoint_cases import ENTRIES, empty_pieces, save_random
 
 from pytrain.checkpoint import Checkpoint, TensorPiece, find_checkpoint, newest_checkpoint
 from pytrain.checkpoint.manifest import FORMAT_VERSION
 from pytrain.errors import UserError
+from tests.checkpoint_cases import ENTRIES, empty_pieces, save_random
 
 WEIGHTS = "layer_000.weights.safetensors"
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import safetensors.numpy
-from tests.checkpoint_cases import ENTRIES, random_arrays
 
 from pytrain.checkpoint.header import layout_file, layout_files
 from pytrain.checkpoint.pieces import TensorEntry
+from tests.checkpoint_cases import ENTRIES, random_arrays
 
 GOLDEN = bytes.fromhex(
     "58000000000000007b225f5f6d657461646174615f5f223a7b22666f726d6174223a227074227d2c2261223a7b226474797065223a2246"

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests import reference
 import safetensors.numpy
-from tests.huggingface_cases import GPT2, LLAMA, MODELS, model, random_weights, save_weights
 from numpy.typing import NDArray
 
 from pytrain.checkpoint import Checkpoint, TensorPiece
@@ -19,6 +17,8 @@ from pytrain.checkpoint.huggingface import export_huggingface, import_huggingfac
 from pytrain.checkpoint.parameters import weight_entries
 from pytrain.config import build_model, load
 from pytrain.errors import UserError
+from tests import reference
+from tests.huggingface_cases import GPT2, LLAMA, MODELS, model, random_weights, save_weights
 
 NUMPY = {"fp32": np.float32, "fp16": np.float16}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.huggingface_cases import GPT2, LLAMA, MODELS, SCALING, model
 
 from pytrain.checkpoint.huggingface.configuration import export_model, import_model
 from pytrain.config import build_model
 from pytrain.errors import UserError
+from tests.huggingface_cases import GPT2, LLAMA, MODELS, SCALING, model
 
 LLAMA_FILE: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96,

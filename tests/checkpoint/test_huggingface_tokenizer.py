@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import sentencepiece
-from tests.huggingface_cases import GPT2, MODELS, model, random_weights, save_weights
 
 from pytrain.checkpoint import Checkpoint, tokenizer_files
 from pytrain.checkpoint.huggingface import export_huggingface, import_huggingface
 from pytrain.checkpoint.huggingface.tokenizer import generated_files, is_sentencepiece, parse_model
 from pytrain.config import build_model, load
 from pytrain.data.tokenizer import load_tokenizer, train_sentencepiece
+from tests.huggingface_cases import GPT2, MODELS, model, random_weights, save_weights
 
 needs_tokenizers = pytest.mark.skipif(
     importlib.util.find_spec("tokenizers") is None, reason="the package tokenizers is not installed"

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests import reference
-from tests.huggingface_cases import save_weights
 
 from pytrain.checkpoint import Checkpoint
 from pytrain.checkpoint.huggingface import export_huggingface, import_huggingface
 from pytrain.config import ModelConfig, build_model
+from tests import reference
+from tests.huggingface_cases import save_weights
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.checkpoint_cases import save_random
 
 from pytrain.checkpoint.inspect import inspect
 from pytrain.errors import UserError
+from tests.checkpoint_cases import save_random
 
 
 def test_what_is_shown(tmp_path: Path) -> None:

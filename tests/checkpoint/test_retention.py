@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from tests.checkpoint_cases import save_random
 
 from pytrain.checkpoint import prune
+from tests.checkpoint_cases import save_random
 
 
 def steps(run: Path) -> list[int]:

@@ -7,6 +7,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
+from numpy.typing import NDArray
+
+from pytrain.checkpoint import Checkpoint, TensorEntry, TensorPiece, required_bytes, save
+from pytrain.errors import UserError
 from tests.checkpoint_cases import (
     CONFIG_TEXT,
     ENTRIES,
@@ -19,10 +23,6 @@ from tests.checkpoint_cases import (
     save_random,
     whole_pieces,
 )
-from numpy.typing import NDArray
-
-from pytrain.checkpoint import Checkpoint, TensorEntry, TensorPiece, required_bytes, save
-from pytrain.errors import UserError
 
 
 def read_all(checkpoint: Checkpoint) -> dict[str, bytes]:

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.checkpoint_cases import save_random
 
 from pytrain.checkpoint import check_writable, free_bytes, newest_checkpoint, save
 from pytrain.errors import UserError
+from tests.checkpoint_cases import save_random
 
 
 def test_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def test_resident_memory_falls_by_what_the_arena_predicts(tmp_path: Path, family
         assert done.returncode == ExitCode.OK, done.stderr
         line: Any = read_metrics(tmp_path / policy / "metrics.jsonl")[-1]
         resident[policy] = line["mem_gb"] * 1e9
-        print(f"{family} {policy}: arena {planned[policy] / 1e6:.1f} MB, resident {resident[policy] / 1e6:.1f} MB")
+        sizes = f"arena {planned[policy] / 1e6:.1f} MB, resident {resident[policy] / 1e6:.1f} MB"
+        print(f"{family} {policy}: {sizes}")
     for policy in POLICIES[1:]:
         predicted = planned["none"] - planned[policy]
         fallen = resident["none"] - resident[policy]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from pytrain._native import CpuDevice, Error, kernels
 
+from pytrain._native import CpuDevice, Error, kernels
 from tests import reference_ops as reference
 from tests.native.arrays import ROUNDING, Array, Doubles, empty, same_bits, stored, values
 

@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from pytrain._native import CpuDevice, Error, kernels
 
+from pytrain._native import CpuDevice, Error, kernels
 from tests import reference_ops as reference
 
 Doubles = NDArray[np.float64]

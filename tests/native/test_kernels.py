@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from pytrain._native import Error, kernels
 
+from pytrain._native import Error, kernels
 from tests import reference_ops as reference
 
 ISAS: list[str] = kernels.tables()

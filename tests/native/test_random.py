@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from pytrain._native import kernels
 
 # Known answers published with the algorithm (Random123, philox4x32-10): counter, key, result.

@@ -61,7 +61,6 @@ def synthetic_run(
     global_batch: int | None = None,
     dtype: str = "fp32",
     recompute: str = "none",
-    peak_tflops: float | None = None,
 ) -> RunConfig:
     """The configuration of a run of a preset (by name) or model (its keys), with its files in `folder`."""
     keys = {"preset": model} if isinstance(model, str) else dict(model)
@@ -71,8 +70,6 @@ def synthetic_run(
     write_corpus(folder / "random", vocabulary, (batch * 64 + 1) * length)
     write_tokenizer(folder / "tokenizer.model")
     run: dict[str, object] = {"folder": str(folder / "run"), "steps": steps}
-    if peak_tflops is not None:
-        run["peak_tflops"] = peak_tflops
     return build(
         {
             "run": run,

@@ -1,0 +1,350 @@
+"""Groups of several ranks over MPI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from pytrain.collectives import algorithms, mpi_transport
+from pytrain.collectives.checking import compare, receive_checked, send_checked
+from pytrain.collectives.counters import Counters
+from pytrain.collectives.group import Array, Group, Handle
+from pytrain.collectives.journal import CollectiveMismatch, History, Journal, differences
+from pytrain.collectives.mpi_transport import MpiTransport
+from pytrain.collectives.objects import barrier, broadcast_object, gather_objects
+from pytrain.collectives.process import Place, Process, crowding, this_place
+from pytrain.collectives.progress import Progress, Running
+from pytrain.collectives.settings import Settings
+from pytrain.collectives.staging import Staging
+from pytrain.collectives.sums import Operation
+from pytrain.collectives.table import ALGORITHMS, Choice
+from pytrain.collectives.wire import Steps, Tools, Wire, even_bounds
+from pytrain.native import native
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+T = TypeVar("T")
+
+# Tags: those of the callers' messages, then checks and then collectives, each in turn.
+CALLER_TAGS, CHECK_TAGS, LAST_TAG = 1024, 2048, 32768  # MPI promises tags up to 32767
+ALL_REDUCE = {
+    "exchange": algorithms.exchange,
+    "direct": algorithms.direct,
+    "ring": algorithms.ring,
+    "halving_doubling": algorithms.halving_doubling,
+    "mpi": mpi_transport.mpi_all_reduce,
+}
+REDUCE_SCATTER = {
+    "direct": algorithms.direct_reduce_scatter,
+    "ring": algorithms.ring_reduce_scatter,
+    "mpi": mpi_transport.mpi_reduce_scatter,
+}
+ALL_GATHER = {
+    "direct": algorithms.direct_all_gather,
+    "ring": algorithms.ring_all_gather,
+    "mpi": mpi_transport.mpi_all_gather,
+}
+BROADCAST = {"tree": algorithms.tree_broadcast, "mpi": mpi_transport.mpi_broadcast}
+
+
+class MpiGroup(Group):
+    """Several ranks. See `Group` for the operations; `world_group` makes the first one.
+
+    Args:
+        process: shared with all other groups.
+        communicator: of the members, in their order; the group frees it.
+        name: for messages and logs.
+        ranks: of the members in the world.
+    """
+
+    def __init__(
+        self, process: Process, communicator: MPI.Intracomm, name: str, ranks: Sequence[int]
+    ) -> None:
+        self.process = process
+        self.communicator = communicator
+        self.name = name
+        self.ranks = tuple(ranks)
+        self.rank = communicator.Get_rank()
+        self.size = communicator.Get_size()
+        self.counters = Counters()
+        self.transport = MpiTransport(communicator, process.spin)
+        self._members = range(self.size)
+        self._history = History(self.ranks, self.rank)
+        self._key = f"{name} ({', '.join(map(str, self.ranks))})"
+        self._checks = 0
+        self._choices: dict[tuple[str, bool], Choice] = {}
+        process.journal.histories[self._key] = self._history
+
+    @property
+    def label(self) -> str:
+        """Names this process on lines that come from one rank."""
+        return self.process.journal.label
+
+    @label.setter
+    def label(self, text: str) -> None:
+        self.process.journal.label = text
+
+    @property
+    def phase(self) -> str:
+        """What this process is doing, for the watchdog's report; setting it also tells the watchdog of life."""
+        return self.process.journal.phase
+
+    @phase.setter
+    def phase(self, text: str) -> None:
+        self.process.journal.phase = text
+
+    # --- arrays ------------------------------------------------------------------------------------
+
+    def start_all_reduce(
+        self,
+        array: Array,
+        half: str | None = None,
+        operation: Operation = "sum",
+        algorithm: str | None = None,
+    ) -> Handle:
+        flat = _summable(array, half, operation)
+        name = algorithm or self._algorithm("all_reduce", half, flat.nbytes)
+        wire = self._wire("all_reduce", half, operation)
+        if name == "two_level":
+            steps = algorithms.two_level(wire, flat, self._nodes())
+        else:
+            steps = ALL_REDUCE[self._allowed(name, "all_reduce", half)](wire, flat)
+        return self._start(wire, steps, flat, f"{operation} by {name}")
+
+    def start_reduce_scatter(
+        self,
+        array: Array,
+        bounds: Sequence[int] | None = None,
+        half: str | None = None,
+        algorithm: str | None = None,
+    ) -> Handle:
+        flat = _summable(array, half, "sum")
+        cuts = self._bounds(flat, bounds)
+        name = algorithm or self._algorithm("reduce_scatter", half, flat.nbytes)
+        wire = self._wire("reduce_scatter", half)
+        steps = REDUCE_SCATTER[self._allowed(name, "reduce_scatter", half)](wire, flat, cuts)
+        return self._start(wire, steps, flat, f"by {name}")
+
+    def start_all_gather(
+        self, array: Array, bounds: Sequence[int] | None = None, algorithm: str | None = None
+    ) -> Handle:
+        flat = _flat(array)
+        cuts = self._bounds(flat, bounds)
+        name = algorithm or self._algorithm("all_gather", None, flat.nbytes)
+        wire = self._wire("all_gather")
+        steps = ALL_GATHER[self._allowed(name, "all_gather", None)](wire, flat, cuts)
+        return self._start(wire, steps, flat, f"by {name}")
+
+    def start_broadcast_array(self, array: Array, root: int = 0, algorithm: str | None = None) -> Handle:
+        flat = _flat(array)
+        name = algorithm or self._algorithm("broadcast", None, flat.nbytes)
+        wire = self._wire("broadcast")
+        steps = BROADCAST[self._allowed(name, "broadcast", None)](wire, flat, self._member(root))
+        return self._start(wire, steps, flat, f"from {root} by {name}")
+
+    def start_send(self, array: Array, to: int, tag: int = 0) -> Handle:
+        flat = _flat(array, write=False)
+        wire = self._wire("send", tag=self._caller_tag(tag))
+        text = f"send {flat.dtype} x {flat.size}"
+        stream = self._history.sent.setdefault((self._member(to), tag), type(self._history.collective)())
+        stream.add(text)
+        if self._each:
+            header = self._wire("check", tag=tag)
+            steps = send_checked(header, flat, to, f"{stream.count}: {text}", wire)
+        else:
+            steps = _one(wire.send(flat, to))
+        return self._run(wire, steps, flat.nbytes, f"{text} to {self.ranks[to]} tag {tag}")
+
+    def start_receive(self, array: Array, source: int, tag: int = 0) -> Handle:
+        flat = _flat(array)
+        wire = self._wire("receive", tag=self._caller_tag(tag))
+        text = f"send {flat.dtype} x {flat.size}"  # both ends hash the same words
+        stream = self._history.received.setdefault(
+            (self._member(source), tag), type(self._history.collective)()
+        )
+        stream.add(text)
+        if self._each:
+            header = self._wire("check", tag=tag)
+            steps = receive_checked(
+                header, flat, source, f"{stream.count}: {text}", wire, self._key, self.ranks[source]
+            )
+        else:
+            steps = _one(wire.receive(flat, source))
+        shown = f"receive {flat.dtype} x {flat.size} from {self.ranks[source]} tag {tag}"
+        return self._run(wire, steps, flat.nbytes, shown)
+
+    # --- objects -----------------------------------------------------------------------------------
+
+    def barrier(self) -> None:
+        wire = self._wire("barrier")
+        self._start(wire, barrier(wire), None, "").wait()
+
+    def broadcast(self, value: T) -> T:
+        wire = self._wire("broadcast")
+        result: T = self._start(wire, broadcast_object(wire, value), None, "object").wait()
+        return result
+
+    def gather(self, value: T) -> list[T]:
+        wire = self._wire("gather")
+        result: list[T] = self._start(wire, gather_objects(wire, value), None, "objects").wait()
+        return result
+
+    # --- housekeeping ------------------------------------------------------------------------------
+
+    def subgroup(self, name: str, ranks: Sequence[int]) -> Group:
+        members = list(ranks)
+        split = self.communicator.Split(min(members), members.index(self.rank))
+        communicator = type(self.communicator)(split)  # Split forgets what class it was
+        if len(members) == 1:
+            communicator.Free()
+            return Group()
+        return MpiGroup(self.process, communicator, name, [self.ranks[member] for member in members])
+
+    def poll(self) -> None:
+        self.process.progress.poll()
+
+    def check_sequence(self) -> None:
+        found = self._internal(gather_objects, self._history)
+        told = differences(self._key, dict(enumerate(found))) if found else []
+        told = self._internal(broadcast_object, told)
+        if told:
+            raise CollectiveMismatch("; ".join(told))
+
+    def close(self) -> None:
+        del self.process.journal.histories[self._key]
+        self.communicator.Free()
+
+    # --- inside ------------------------------------------------------------------------------------
+
+    @property
+    def _each(self) -> bool:
+        return self.process.settings.check == "each"
+
+    def _nodes(self) -> list[int]:
+        return [self.process.places[rank].node for rank in self.ranks]
+
+    def _member(self, index: int) -> int:
+        if not 0 <= index < self.size:
+            raise ValueError(f"group {self._key} has no member {index}")
+        return index
+
+    def _caller_tag(self, tag: int) -> int:
+        if not 0 <= tag < CALLER_TAGS:
+            raise ValueError(f"the tag of a message must be 0 to {CALLER_TAGS - 1}, not {tag}")
+        return tag
+
+    def _bounds(self, flat: Array, bounds: Sequence[int] | None) -> Sequence[int]:
+        if bounds is None:
+            return even_bounds(flat.size, self.size)
+        cuts = [int(bound) for bound in bounds]
+        if len(cuts) != self.size + 1 or cuts != sorted(cuts) or (cuts[0], cuts[-1]) != (0, flat.size):
+            raise ValueError(
+                f"group {self._key}: bounds must be {self.size + 1} rising numbers from 0 to {flat.size}, "
+                f"not {cuts}"
+            )
+        return cuts
+
+    def _algorithm(self, kind: str, half: str | None, size: int) -> str:
+        """What the table says."""
+        key = (kind, half is not None)
+        choice = self._choices.get(key)
+        if choice is None:
+            settings, nodes = self.process.settings, len(set(self._nodes()))
+            choice = settings.table.choice(kind, self.size, nodes, key[1], settings.eligible)
+            self._choices[key] = choice
+        return choice.of(size)
+
+    def _allowed(self, name: str, kind: str, half: str | None) -> str:
+        """The name, if the settings allow what a caller asked for."""
+        settings = self.process.settings
+        if name not in ALGORITHMS[kind]:
+            raise ValueError(f"{kind} has no algorithm {name!r}: there are {', '.join(ALGORITHMS[kind])}")
+        if not settings.eligible.allows(name, kind, 2, half is not None):
+            raise ValueError(
+                f"{kind} by {name!r} of {half or 'full'} numbers is not allowed: it needs own = false, "
+                "deterministic = false for sums, and numbers that are not 16-bit"
+            )
+        return name
+
+    def _wire(
+        self, kind: str, half: str | None = None, operation: Operation = "sum", tag: int | None = None
+    ) -> Wire:
+        if tag is None:
+            tag = CHECK_TAGS + self._history.collective.count % (LAST_TAG - CHECK_TAGS)
+        tools = self.process.tools
+        return Wire(
+            self.transport, self._members, self.rank, tag, tools, self.counters, kind, half, operation
+        )
+
+    def _start(self, wire: Wire, steps: Steps, flat: Array | None, detail: str) -> Running:
+        """Begin a collective: note it in the history that all members must share."""
+        what = "" if flat is None else f"{wire.half or flat.dtype} x {flat.size} "
+        text = f"{wire.kind} {what}{detail}"
+        collective = self._history.collective
+        collective.add(text)
+        if self._each:
+            header = self._wire("check", tag=wire.tag)
+            steps = compare(header, self._key, self.ranks, f"{collective.count}: {text}", steps)
+        return self._run(wire, steps, 0 if flat is None else flat.nbytes, text)
+
+    def _run(self, wire: Wire, steps: Steps, size: int, text: str) -> Running:
+        process = self.process
+        self.counters.started(wire.kind, size)
+        return process.progress.start(wire, steps, process.journal.begin(self._key, text))
+
+    def _internal(self, operation: Any, value: Any) -> Any:
+        """An operation that is no part of the history: it compares histories."""
+        tag = CALLER_TAGS + self._checks % (CHECK_TAGS - CALLER_TAGS)
+        self._checks += 1
+        wire = self._wire("check", tag=tag)
+        return self._run(wire, operation(wire, value), 0, "compare histories").wait()
+
+
+def world_group(
+    settings: Settings, communicator: MPI.Intracomm, nodes: Sequence[int] | None = None
+) -> MpiGroup:
+    """The group of all ranks of a communicator; all of them call it.
+
+    Args:
+        settings: the same on all ranks.
+        communicator: duplicated, so that nobody else's messages meet ours.
+        nodes: number of each rank's node; None: as MPI knows it.
+    """
+    own = communicator.Dup()
+    journal = Journal()
+    device = native().CpuDevice(threads=1)
+    tools = Tools(device, Staging(device), settings.limits)
+    progress = Progress(MpiTransport(own, spin=False), journal, settings.progress == "thread")
+    process = Process(settings, journal, progress, tools, [])
+    journal.label = f"rank {own.Get_rank()} of {own.Get_size()}"
+    first = MpiGroup(process, own, "world", range(own.Get_size()))
+    node = mpi_transport.node_of(own) if nodes is None else nodes[first.rank]
+    places: list[Place] = first.broadcast(first.gather(this_place(node)))
+    process.places += places
+    process.spin = settings.spin if settings.spin is not None else crowding(places, node) is None
+    first.transport.spin = progress.transport.spin = process.spin  # type: ignore[attr-defined]
+    return first
+
+
+def _one(requests: list[Any]) -> Steps:
+    yield requests
+
+
+def _flat(array: Array, write: bool = True) -> Array:
+    """The array as one dimension, in place."""
+    if not array.flags.c_contiguous or (write and not array.flags.writeable):
+        raise ValueError("collectives work on C-contiguous arrays that may be written to")
+    return array.reshape(-1)
+
+
+def _summable(array: Array, half: str | None, operation: Operation) -> Array:
+    """The same for what is to be added."""
+    if array.dtype == np.uint16:
+        if half not in ("bf16", "fp16") or operation != "sum":
+            raise ValueError("uint16 arrays are summed as half = 'bf16' or 'fp16' numbers, and only summed")
+    elif array.dtype not in (np.float32, np.float64) or half is not None:
+        raise ValueError(f"sums are of float32, float64, bf16 and fp16 arrays, not {array.dtype}, {half=}")
+    return _flat(array)
