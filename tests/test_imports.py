@@ -22,7 +22,7 @@ LAYERS = (
     ("estimate",),
     ("evaluate", "generate", "record", "training_state"),
     ("engine",),
-    ("optimizer", "zero"),
+    ("optimizer", "passes", "zero"),
     ("schedule", "stage"),
     ("collectives",),
     ("grid",),
@@ -32,7 +32,8 @@ LAYERS = (
     ("flops",),
     ("config",),
     ("presets",),
-    ("information", "loss_scale", "native", "stopping", "suggest"),
+    ("information", "loss_scale", "stopping", "suggest"),
+    ("native",),
     ("errors",),
     ("_native", "_order", "_batch"),
 )

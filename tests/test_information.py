@@ -10,11 +10,14 @@ import pytest
 
 import pytrain
 from pytrain import information
+from pytrain.native import native as load_native
 
 
 def replace_native(monkeypatch: pytest.MonkeyPatch, module: ModuleType | None) -> None:
     monkeypatch.delattr(pytrain, "_native", raising=False)
     monkeypatch.setitem(sys.modules, "pytrain._native", module)
+    load_native.cache_clear()  # so that it looks again, here and after the test
+    monkeypatch.setattr("pytrain.information.native", load_native.__wrapped__)
 
 
 def test_the_block_names_machine_and_versions() -> None:
@@ -39,6 +42,7 @@ def test_the_block_names_machine_and_versions() -> None:
 
 def test_the_native_module_tells_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     native = ModuleType("pytrain._native")
+    native.Error = ValueError  # type: ignore[attr-defined]
     native.information = lambda: {  # type: ignore[attr-defined]
         "isa": "avx2",
         "built": ["scalar", "avx2"],

@@ -1,10 +1,9 @@
-"""Whole runs: resuming, stopping, repeating, evaluating, sampling, and what they leave on disk."""
+"""Whole runs: resuming, repeating, evaluating, sampling, and what they leave on disk."""
 
 import json
 import math
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pytrain import checkpoint, estimate, learning_rate
+from pytrain import checkpoint, learning_rate
 from pytrain.checkpoint import Checkpoint
 from pytrain.data.indexed import IndexedDataset
 from pytrain.data.loader import Batch
@@ -139,91 +138,6 @@ def test_other_corpora_on_the_way_are_said(corpora: Corpora, tmp_path: Path) -> 
         changes = {"data__train": [str(corpora.folder / train)]}
         with Trainer(configuration(corpora, tmp_path / "run", **changes), "auto", progress):
             assert any("the corpora are not those" in line for line in progress.lines) == said
-
-
-# --- stopping -----------------------------------------------------------------------------------------------
-
-
-def started(config_file: Path, *arguments: str) -> subprocess.Popen[str]:
-    words, environment = runs.command("train", config_file, *arguments, OMP_NUM_THREADS="1")
-    return subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def read_until(process: subprocess.Popen[str], text: str) -> None:
-    assert process.stderr is not None
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if text in line:
-            return
-    raise AssertionError(f"{text!r} is not in {''.join(seen)}")
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
-def test_a_signal_saves_and_stops(corpora: Corpora, tmp_path: Path, number: signal.Signals) -> None:
-    changes = {"learning_rate__schedule": "constant", "run__steps": 100_000}
-    config = configuration(corpora, tmp_path / "stopped", **changes)
-    with started(runs.write_toml(config, tmp_path / "run.toml")) as process:
-        read_until(process, "iteration        3/")
-        process.send_signal(number)
-        _, rest = process.communicate(timeout=60)
-    assert process.returncode == ExitCode.STOPPED
-    found = Checkpoint.open(tmp_path / "stopped")
-    found.verify()
-    step = found.step
-    assert step >= 3
-    assert f"stopped by {number.name} after step {step}; go on with --resume auto" in rest
-    assert [line["step"] for line in read_metrics(tmp_path / "stopped" / "metrics.jsonl")][-1] == step
-    changes["run__steps"] = step + 2
-    quiet_train(configuration(corpora, tmp_path / "stopped", **changes), "auto")
-    quiet_train(configuration(corpora, tmp_path / "undisturbed", **changes))
-    runs.assert_same_checkpoint(tmp_path / "stopped", tmp_path / "undisturbed", step + 2)
-    lines = runs.timeless_metrics(tmp_path / "undisturbed")
-    assert runs.timeless_metrics(tmp_path / "stopped") == lines
-
-
-def test_a_signal_after_the_last_look_does_not_lose_steps(corpora: Corpora, tmp_path: Path) -> None:
-    """It comes while a checkpoint is written: too late for this step, so the next one is made and saved."""
-    config = configuration(corpora, tmp_path / "run", checkpoint__every=2)
-    with Trainer(config, progress=Quiet()) as trainer:
-        save = trainer.save
-
-        def interrupted_save() -> Path:
-            os.kill(os.getpid(), signal.SIGTERM)
-            return save()
-
-        trainer.save = interrupted_save  # type: ignore[method-assign]
-        result = trainer.run()
-    assert (result.step, result.stopped) == (3, "SIGTERM")
-    assert Checkpoint.open(tmp_path / "run").step == 3
-
-
-def test_the_handlers_come_back(corpora: Corpora, tmp_path: Path) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
-    quiet_train(configuration(corpora, tmp_path / "run", run__steps=1))
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
-
-
-def test_a_killed_run_goes_on_from_its_last_checkpoint(corpora: Corpora, tmp_path: Path) -> None:
-    changes = {"learning_rate__schedule": "constant", "run__steps": 100_000, "checkpoint__every": 2}
-    config = configuration(corpora, tmp_path / "killed", **changes)
-    with started(runs.write_toml(config, tmp_path / "run.toml")) as process:
-        read_until(process, "step-000004")
-        process.kill()
-        process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
-    found = Checkpoint.open(tmp_path / "killed")
-    found.verify()
-    step = found.step
-    assert step >= 4
-    assert step % 2 == 0
-    changes |= {"run__steps": step + 2}
-    quiet_train(configuration(corpora, tmp_path / "killed", **changes), "auto")
-    quiet_train(configuration(corpora, tmp_path / "undisturbed", **changes))
-    runs.assert_same_checkpoint(tmp_path / "killed", tmp_path / "undisturbed", step + 2)
-    lines = runs.timeless_metrics(tmp_path / "undisturbed")
-    assert runs.timeless_metrics(tmp_path / "killed") == lines
-    assert not list((tmp_path / "killed" / "checkpoints").glob("*.partial"))
 
 
 # --- what a run leaves on disk ------------------------------------------------------------------------------
@@ -473,42 +387,6 @@ def test_fp16_finds_its_loss_scale(corpora: Corpora, tmp_path: Path) -> None:
     assert sum("is not finite" in line for line in progress.lines) == count
     state = Checkpoint.open(tmp_path / "run").state
     assert (state["updates"], state["loss_scale"]) == (20 - count, scale)
-
-
-# --- the dry run --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("recompute", ["none", "full"])
-def test_the_dry_run_knows_the_memory(corpora: Corpora, tmp_path: Path, dtype: str, recompute: str) -> None:
-    config = configuration(corpora, tmp_path / "run", precision__dtype=dtype, recompute__policy=recompute)
-    planned = estimate.memory_by_kind(config)
-    assert sum(estimate.activations_by_lifetime(config).values()) <= planned["activations"]
-    with Trainer(config, progress=Quiet()) as trainer:
-        trainer.step()
-        held = {kind: trainer.device.bytes_in_use(kind) for kind in planned}
-    assert held == planned
-    assert (held["master"] > 0) == (dtype == "bf16")
-
-
-def test_the_dry_run_prints_what_the_run_takes(corpora: Corpora, tmp_path: Path) -> None:
-    config = configuration(corpora, tmp_path / "run", run__peak_tflops=0.5)
-    file = runs.write_toml(config, tmp_path / "run.toml")
-    done = runs.run_command("train", file, "--dry-run")
-    assert done.returncode == ExitCode.OK, done.stderr
-    assert not (tmp_path / "run").exists(), "a dry run writes nothing"
-    from pytrain.config import parameter_count
-
-    assert f"{parameter_count(config.model):,} parameters" in done.stdout
-    assert "768 in 6 steps of 128 (2 micro-batches of 2 sequences)" in done.stdout
-    for kind in ("weights", "gradients", "optimizer", "activations"):
-        assert kind in done.stdout
-    quiet_train(config)
-    size = sum(len(content) for content in runs.tensor_bytes(tmp_path / "run", 6).values())
-    assert f"checkpoint:  {size / 1e3:.2f} kB each" in done.stdout
-    assert "free at " in done.stdout
-    assert "GFLOP per token" in done.stdout
-    assert "of a peak of 0.500 TFLOP/s (configured)" in done.stdout
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

@@ -83,17 +83,19 @@ def check(lowered: Lowered, costs: Costs = DEFAULT_COSTS) -> Report:
 
 def _check_channels(lowered: Lowered) -> None:
     """Messages between two ranks carry no tag: the order is all that tells them apart."""
-    sent: dict[tuple[int, int | None], list[Action]] = defaultdict(list)
-    received: dict[tuple[int | None, int], list[Action]] = defaultdict(list)
+    sent: dict[tuple[int, int], list[Action]] = defaultdict(list)
+    received: dict[tuple[int, int], list[Action]] = defaultdict(list)
     for rank, program in enumerate(lowered.ranks):
         for action in program:
+            if action.peer is None:
+                continue
             if action.kind in (Kind.SEND_FORWARD, Kind.SEND_BACKWARD):
                 sent[rank, action.peer].append(action)
             elif action.kind in (Kind.RECV_FORWARD, Kind.RECV_BACKWARD):
                 received[action.peer, rank].append(action)
     for (sender, receiver), receives in received.items():
-        sends = sent[sender or 0, receiver]  # `walk` has seen that a receive has a peer
-        for send, receive in zip(sends, receives, strict=True):  # and that nothing is missing at either end
+        # `walk` has seen to it that nothing is missing at either end.
+        for send, receive in zip(sent[sender, receiver], receives, strict=True):
             if (send.kind, send.stage, send.microbatch) != expected_send(receive):
                 raise ScheduleError(
                     f"rank {receiver}: {receive} would get {send}, which rank {sender} sends before "

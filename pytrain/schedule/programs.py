@@ -83,7 +83,8 @@ def interleaved_one_f_one_b(ranks: int, chunks_per_rank: int, micro_batches: int
 
     The bubble shrinks by the number of chunks; messages and, somewhat, memory grow. Micro-batches go through
     the chunks in groups of p; where p does not divide their number the groups are larger, and so are bubble
-    and memory.
+    and memory. Gradients then also queue up before the first rank, which waits for its two buffers up to
+    2 (m mod p - 1) units longer than its data would make it: better a multiple of p.
 
     Raises:
         UserError: a size below 1, or several chunks on a single rank.

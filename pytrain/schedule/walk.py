@@ -139,7 +139,12 @@ class _Walker:
 
     def _follows(self, action: Action, *kinds: Kind) -> None:
         """One of these must have been done on the action's stage and micro-batch."""
-        earlier = [(kind, action.stage, action.microbatch) for kind in kinds]
+        self._comes_after(action, kinds, action.stage, action.microbatch)
+
+    def _comes_after(
+        self, action: Action, kinds: tuple[Kind, ...], stage: int, microbatch: int | None
+    ) -> None:
+        earlier = [(kind, stage, microbatch) for kind in kinds]
         names = " or ".join(str(Action(*key)) for key in earlier)
         self._require(action, any(key in self.done for key in earlier), f"comes before {names}")
 
@@ -226,7 +231,7 @@ class _Walker:
     def _whole(self, action: Action) -> None:
         """Every weight gradient of the stage must have been added."""
         for microbatch in range(self.lowered.micro_batches):
-            self._follows(Action(action.kind, action.stage, microbatch), Kind.BACKWARD, Kind.BACKWARD_WEIGHT)
+            self._comes_after(action, (Kind.BACKWARD, Kind.BACKWARD_WEIGHT), action.stage, microbatch)
 
     def _tied(self, action: Action) -> None:
         self._require(action, action.stage in self.tied, "is on a stage without a tied embedding")
@@ -242,6 +247,6 @@ class _Walker:
     def _update(self, action: Action) -> None:
         self._require(action, self.training, "has no gradients to use")
         for stage in self.own:
-            self._follows(Action(action.kind, stage, None), Kind.REDUCE)
+            self._comes_after(action, (Kind.REDUCE,), stage, None)
         for send in self.pending.values():
             self._require(action, False, f"comes before {send} was waited for")

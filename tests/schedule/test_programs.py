@@ -106,7 +106,7 @@ def test_interleaved_in_flight(ranks: int, chunks: int, rounds: int) -> None:
     programs = interleaved_one_f_one_b(ranks, chunks, rounds * ranks)
     for rank, program in enumerate(programs.ranks):
         peak = peak_in_flight(program)
-        # In units of whole ranks: 1F1B's first rank keeps p of them, interleaving (p-1)/(v p) more (Megatron).
+        # In units of whole ranks: 1F1B's first rank keeps p, interleaving (p-1)/(v p) more (Megatron).
         assert peak == 2 * (ranks - rank - 1) + (chunks - 1) * ranks + 1
         assert Fraction(peak, chunks) <= ranks * (1 + Fraction(ranks - 1, ranks * chunks))
 

@@ -34,7 +34,7 @@ def checked(lowered: Lowered) -> tuple[Lowered, Report]:
 def test_text() -> None:
     (block,) = text_blocks(*checked(lower(one_f_one_b(2, 3))))
     assert lines(block) == [
-        "rank 0 | F0 F1    B0--- F2 B1---    B2---",
+        "rank 0 | F0 F1       B0--- F2 B1---    B2---",
         "rank 1 |    F0 B0--- F1 B1--- F2 B2---",
     ]
 
@@ -139,7 +139,7 @@ def test_plan(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
     assert main(["plan", *arguments]) == ExitCode.OK
     shown = capsys.readouterr().out.splitlines()
     assert [line.rstrip() for line in shown[:3]] == [
-        "rank 0 | F0 F1    B0--- F2 B1---    B2---",
+        "rank 0 | F0 F1       B0--- F2 B1---    B2---",
         "rank 1 |    F0 B0--- F1 B1--- F2 B2---",
         "",
     ]
