@@ -8,6 +8,6 @@ default=$(facts 'facts["isa"]')
 for isa in $(facts '*facts["isas_available"]'); do
     if [ "$isa" != "$default" ]; then
         echo "+ PYTRAIN_ISA=$isa"
-        PYTRAIN_ISA=$isa pytest_phase "isa_$isa" tests/native
+        PYTRAIN_ISA=$isa pytest_phase "isa_$isa" tests/native tests/test_stage.py tests/test_engine.py tests/test_optimizer.py
     fi
 done

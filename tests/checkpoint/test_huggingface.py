@@ -317,7 +317,7 @@ def test_export_of_a_damaged_or_incomplete_checkpoint(tmp_path: Path) -> None:
 
 
 def test_optimizer_state_stays_behind(tmp_path: Path) -> None:
-    from checkpoint_cases import UnsyncedOperations
+    from tests.checkpoint_cases import UnsyncedOperations
 
     from pytrain.checkpoint import save
 
