@@ -1,19 +1,33 @@
-"""The one interpreter of step programs, for training and evaluation."""
+"""The one interpreter of step programs, for training and evaluation, on every grid."""
+
+from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pytrain.collectives import Group
-from pytrain.data.loader import Batch
-from pytrain.optimizer import AdamW, UpdateResult
+from pytrain.native import native
+from pytrain.parallel import Groups
+from pytrain.passes import BucketReady, Passes
 from pytrain.schedule import Action, Kind, Program
+from pytrain.schedule.actions import WEIGHT_GRADIENT
 from pytrain.stage import Scalar, Stage
 
+if TYPE_CHECKING:
+    from pytrain import _native
+    from pytrain.collectives import Handle
+    from pytrain.data.loader import Batch
+    from pytrain.optimizer import AdamW, UpdateResult
+
 T = TypeVar("T")
+_WAITS_FOR = {
+    Kind.WAIT_SEND_FORWARD: Kind.SEND_FORWARD,
+    Kind.WAIT_SEND_BACKWARD: Kind.SEND_BACKWARD,
+}
 
 
 @dataclass(frozen=True)
@@ -21,13 +35,15 @@ class StepResult:
     """What one step did."""
 
     loss_sum: float
-    """Sum over the targets of all micro-batches, in nats."""
+    """Sum over the targets of all micro-batches of all ranks, in nats."""
     target_count: int
     """Targets that counted in the loss."""
     update: UpdateResult | None
     """None in evaluation."""
     native_seconds: float
-    """Wall time inside native calls; the rest of the step is Python's."""
+    """Wall time inside native calls and waiting for other ranks; the rest of the step is Python's."""
+    executed: Program
+    """The actions, in the order in which they were done."""
 
     @property
     def loss(self) -> float:
@@ -36,12 +52,30 @@ class StepResult:
 
 
 class Engine:
-    """Runs programs of actions over one stage. `group` is the data-parallel group."""
+    """Runs this rank's programs over its stages.
 
-    def __init__(self, stage: Stage, optimizer: AdamW | None, group: Group) -> None:
-        self.stage = stage
-        self.optimizer = optimizer
-        self.group = group
+    Args:
+        stages: by number in the pipeline (virtual stages; one process has stage 0).
+        optimizer: None for evaluation alone.
+        groups: whom this rank works with.
+        gradient_buffers: per stage, how many buffers for gradients that cross stages its programs use.
+    """
+
+    def __init__(
+        self,
+        stages: Mapping[int, Stage],
+        optimizer: AdamW | None,
+        groups: Groups,
+        gradient_buffers: Mapping[int, int] | None = None,
+    ) -> None:
+        self.stages, self.optimizer, self.groups = stages, optimizer, groups
+        self.last_stage = max(stages) if groups.grid.pp_rank == groups.grid.pp - 1 else None
+        self._passes = {number: Passes(stage, groups.tp) for number, stage in stages.items()}
+        self._crossing = {
+            number: [_stream_buffer(stages[number]) for _ in range(count)]
+            for number, count in (gradient_buffers or {}).items()
+        }
+        self._sends: dict[tuple[Kind, int, int | None], Handle] = {}
         self._native_seconds = 0.0
 
     def run(
@@ -55,56 +89,136 @@ class Engine:
         """Run one program over the micro-batches of a step.
 
         A program with an UPDATE trains: gradients are those of the mean loss over all targets of the global
-        batch, whatever the split into micro-batches. One without evaluates and leaves the model as it is.
+        batch, whatever the split into micro-batches and ranks. One without evaluates and leaves the model as
+        it is.
 
         Args:
-            program: see `pytrain.schedule`.
+            program: this rank's; see `pytrain.schedule`.
             batches: micro-batch m is batches[m].
             learning_rate: of the update.
             loss_scale: factor on the loss while gradients are in a 16-bit type.
         """
         training = any(action.kind is Kind.UPDATE for action in program)
         self._native_seconds = 0.0
-        count = np.array([sum(int(np.count_nonzero(batch.targets >= 0)) for batch in batches)], np.float64)
-        self.group.all_reduce(count)
-        scalars = self.stage.scalars
-        scalars[:] = 0.0
-        scalars[Scalar.GRADIENT_SCALE] = loss_scale / max(count[0], 1.0)
-        if training:
-            self._timed(self.stage.zero_gradients)
+        self._prepare(batches, loss_scale, training)
+        last_weight = {
+            action.stage: index for index, action in enumerate(program) if action.kind in WEIGHT_GRADIENT
+        }
         update = None
-        for action in program:
+        for index, action in enumerate(program):
             if action.kind is Kind.UPDATE:
                 update = self._timed(lambda: self._update(learning_rate, loss_scale))
+            elif action.kind in WEIGHT_GRADIENT or action.kind in (Kind.FORWARD, Kind.BACKWARD_INPUT):
+                final = last_weight.get(action.stage) == index
+                self._compute(action, batches, "train" if training else "evaluate", final)
             else:
-                self._run_pass(action, batches, "train" if training else "evaluate")
-        sums = scalars[[Scalar.LOSS_SUM, Scalar.TARGET_COUNT]]
-        self.group.all_reduce(sums)
-        return StepResult(float(sums[0]), int(sums[1]), update, self._native_seconds)
+                self._timed(lambda action=action: self._exchange(action))  # type: ignore[misc]
+        sums = self._own_sums()
+        self.groups.world.all_reduce(sums)
+        return StepResult(float(sums[0]), int(sums[1]), update, self._native_seconds, program)
+
+    def _prepare(self, batches: Sequence[Batch], loss_scale: float, training: bool) -> None:
+        count = np.array([sum(int(np.count_nonzero(batch.targets >= 0)) for batch in batches)], np.float64)
+        self.groups.dp.all_reduce(count)
+        for stage in self.stages.values():
+            stage.scalars[:] = 0.0
+            stage.scalars[Scalar.GRADIENT_SCALE] = loss_scale / max(count[0], 1.0)
+            if training:
+                self._timed(stage.zero_gradients)
+
+    def _own_sums(self) -> NDArray[np.float64]:
+        """Loss and count that this rank adds to the world's: each replica's last stage speaks once."""
+        if self.last_stage is None or self.groups.tp.rank:
+            return np.zeros(2)
+        sums: NDArray[np.float64] = self.stages[self.last_stage].scalars[
+            [Scalar.LOSS_SUM, Scalar.TARGET_COUNT]
+        ]
+        return sums
 
     def _update(self, learning_rate: float, loss_scale: float) -> UpdateResult:
         assert self.optimizer is not None, "a program with an UPDATE needs an optimizer"
         return self.optimizer.update(learning_rate, loss_scale)
 
-    def _run_pass(self, action: Action, batches: Sequence[Batch], pass_: str) -> None:
+    # --- computation ---------------------------------------------------------------------------------
+
+    def _compute(self, action: Action, batches: Sequence[Batch], pass_: str, final: bool) -> None:
         assert action.microbatch is not None
-        slot = action.microbatch % self.stage.native.slots
+        stage, passes = self.stages[action.stage], self._passes[action.stage]
+        slot = action.microbatch % stage.native.slots if action.slot is None else action.slot
+        ready = self._bucket_ready(stage) if final else None
         if action.kind is Kind.FORWARD:
-            self.stage.load_batch(slot, batches[action.microbatch])
-            self._timed(lambda: self.stage.forward(slot, pass_))
-        elif action.kind is Kind.BACKWARD:
-            self._timed(lambda: self.stage.backward(slot))
-        elif action.kind is Kind.BACKWARD_INPUT:
-            self._timed(
-                lambda: self.stage.native.backward_input(slot, self.stage.first_op, self.stage.last_op)
-            )
+            stage.load_batch(slot, batches[action.microbatch])
+            self._timed(lambda: passes.forward(slot, pass_))
+        elif action.kind is Kind.BACKWARD_WEIGHT:
+            self._timed(lambda: passes.backward_weight(slot, ready))
         else:
-            self._timed(
-                lambda: self.stage.native.backward_weight(slot, self.stage.first_op, self.stage.last_op)
-            )
+            self._timed(lambda: self._backward(action, slot, ready))
+
+    def _backward(self, action: Action, slot: int, ready: BucketReady | None) -> None:
+        """B or I: the gradient of what left the stage becomes that of what entered it."""
+        stage, passes = self.stages[action.stage], self._passes[action.stage]
+        crossing = None if action.gradient is None else self._crossing[action.stage][action.gradient].array
+        stream = stage.native.dresidual.reshape(-1)
+        if crossing is not None and action.stage != self.last_stage:
+            stage.device.copy(stream, crossing)
+        if action.kind is Kind.BACKWARD:
+            passes.backward(slot, ready)
+        else:
+            passes.backward_input(slot)
+        if crossing is not None and action.stage > 0:
+            stage.device.copy(crossing, stream)
+
+    def _bucket_ready(self, stage: Stage) -> BucketReady | None:
+        """Starts the reduction of a bucket while the rest of backward runs; a tied one waits for its other half."""
+        if self.optimizer is None or self.groups.dp.size == 1:
+            return None
+        state = self.optimizer.state_of(stage)
+        tied = _tied_bucket(stage) if self.groups.tied.size > 1 else None
+        return lambda bucket: None if bucket == tied else state.start_reduction(bucket)
+
+    # --- what crosses ranks ----------------------------------------------------------------------------
+
+    def _exchange(self, action: Action) -> None:
+        key = (action.kind, action.stage, action.microbatch)
+        if action.kind in _WAITS_FOR:
+            self._sends.pop((_WAITS_FOR[action.kind], action.stage, action.microbatch)).wait()
+        elif action.kind in (Kind.SEND_FORWARD, Kind.SEND_BACKWARD):
+            assert action.peer is not None
+            self._sends[key] = self.groups.pp.start_send(self._message(action), action.peer)
+        elif action.kind in (Kind.RECV_FORWARD, Kind.RECV_BACKWARD):
+            assert action.peer is not None
+            self.groups.pp.receive(self._message(action), action.peer)
+        elif action.kind is Kind.TIED:
+            stage = self.stages[action.stage]
+            self.groups.tied.all_reduce(stage.gradient("embed.tokens"), stage.half)
+        elif action.kind is Kind.REDUCE and self.optimizer is not None:
+            self.optimizer.state_of(self.stages[action.stage]).reduce_all()
+
+    def _message(self, action: Action) -> NDArray[Any]:
+        """The array that a SEND or RECV moves."""
+        stage = self.stages[action.stage]
+        if action.gradient is not None:
+            return self._crossing[action.stage][action.gradient].array
+        assert action.slot is not None
+        if action.kind is Kind.SEND_FORWARD:
+            return stage.native.output(action.slot)
+        return stage.native.input(action.slot)
 
     def _timed(self, call: Callable[[], T]) -> T:
         started = time.perf_counter()
         result = call()
         self._native_seconds += time.perf_counter() - started
         return result
+
+
+def _stream_buffer(stage: Stage) -> _native.Buffer:
+    """Room for one gradient of the residual stream, (rows * hidden,)."""
+    elements = stage.native.dresidual.size
+    buffer: _native.Buffer = native().Buffer(stage.device, elements, stage.policy.activations, "staging")
+    return buffer
+
+
+def _tied_bucket(stage: Stage) -> int | None:
+    """The bucket that holds the embedding, whose gradient first and last stage have yet to add."""
+    index = stage.layout.find("embed.tokens")
+    return None if index < 0 else stage.layout.tensors[index].bucket

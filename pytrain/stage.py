@@ -117,6 +117,7 @@ class Stage:
         tp_rank: which tensor-parallel slice.
         tp_size: how many slices there are.
         slots: micro-batches that may be between forward and backward at once.
+        shards: parts of equal size that each bucket is cut in; buffers are padded to a multiple of it.
         training: False keeps no gradients and no activations, and only evaluates.
         defer_weight: keep what `backward_weight` needs until it is called.
 
@@ -138,6 +139,7 @@ class Stage:
         tp_rank: int = 0,
         tp_size: int = 1,
         slots: int = 1,
+        shards: int = 1,
         training: bool = True,
         defer_weight: bool = False,
     ) -> None:
@@ -149,6 +151,7 @@ class Stage:
         self.first_op = first_op
         self.last_op = self.shape.op_count if last_op is None else last_op
         self.tp_rank, self.tp_size = tp_rank, tp_size
+        self.shards, self.recompute = shards, recompute
         self.native: _native.Stage = native().Stage(
             device,
             self.shape,
@@ -165,14 +168,14 @@ class Stage:
             defer_weight=defer_weight,
         )
         self.layout: _native.Layout = self.native.layout
+        sizes = [
+            self.layout.shard_elements(bucket, shards) * shards for bucket in range(len(self.layout.buckets))
+        ]
         self.weights: list[_native.Buffer] = [
-            native().Buffer(device, bucket.elements, policy.weights, "weights")
-            for bucket in self.layout.buckets
+            native().Buffer(device, size, policy.weights, "weights") for size in sizes
         ]
         self.gradients: list[_native.Buffer] = [
-            native().Buffer(device, bucket.elements, policy.gradients, "gradients")
-            for bucket in self.layout.buckets
-            if training
+            native().Buffer(device, size, policy.gradients, "gradients") for size in sizes if training
         ]
         for index, buffer in enumerate(self.weights):
             self.native.bind_weights(index, buffer.address)
@@ -214,24 +217,22 @@ class Stage:
             raise KeyError(f"this stage has no tensor {name}")
         return self.layout.tensors[index]
 
-    def initialise(self, seed: int, target: list[_native.Buffer] | None = None) -> None:
-        """Draw the initial weights into `target` (one buffer per bucket), by default the weights themselves.
+    def initialise(self, seed: int) -> None:
+        """Draw the initial weights; each element hangs on the seed, the tensor's name and its global index."""
+        for spec, array in self.parameters():
+            self.draw(spec, seed, array, 0)
 
-        Each element depends on the seed, the tensor's name and its global index alone.
-        """
-        for spec in self.layout.tensors:
-            buffer = (target or self.weights)[spec.bucket]
-            array = self.slice_of(buffer, spec)
-            kind = spec.initialisation
-            if kind in ("ones", "zeros"):
-                self.device.fill(array, 1.0 if kind == "ones" else 0.0, self.half)
-                continue
-            deviation = self.model.init_std
-            if kind == "residual":
-                deviation /= math.sqrt(2 * self.model.layers)
-            self.device.fill_normal(
-                array, seed, tensor_key(spec.name), spec.first_element, deviation, self.half
-            )
+    def draw(self, spec: _native.TensorSpec, seed: int, target: Array, begin: int) -> None:
+        """Draw initial weights into `target`: those of a tensor from element `begin` of this rank's part on."""
+        kind = spec.initialisation
+        if kind in ("ones", "zeros"):
+            self.device.fill(target, 1.0 if kind == "ones" else 0.0, self.half)
+            return
+        deviation = self.model.init_std
+        if kind == "residual":
+            deviation /= math.sqrt(2 * self.model.layers)
+        first = spec.first_element + begin
+        self.device.fill_normal(target, seed, tensor_key(spec.name), first, deviation, self.half)
 
     def zero_gradients(self) -> None:
         """Before the first micro-batch of a step."""

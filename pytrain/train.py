@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from pytrain import checkpoint, learning_rate
-from pytrain.collectives import Group
 from pytrain.data.loader import Batch, CorpusSpec, HeldOut, Loader
 from pytrain.data.tokenizer import load_tokenizer
 from pytrain.engine import Engine, StepResult
@@ -24,12 +23,13 @@ from pytrain.loss_scale import LossScale
 from pytrain.metrics import Evaluation, MetricsWriter, Sample, StepMetrics, Throughput, resident_gigabytes
 from pytrain.native import native
 from pytrain.optimizer import AdamW
+from pytrain.parallel import Groups
 from pytrain.progress import Progress, make_progress
 from pytrain.record import run_record, write_record
 from pytrain.schedule import one_stage, peak_in_flight
 from pytrain.stage import Stage, native_policy
 from pytrain.stopping import stop_request
-from pytrain.training_state import optimizer_pieces, weight_pieces
+from pytrain.training_state import optimizer_pieces, owned_pieces, weight_pieces
 
 if TYPE_CHECKING:
     from pytrain import _native
@@ -66,8 +66,8 @@ class Trainer:
     def __init__(self, config: "RunConfig", resume: str = "none", progress: Progress | None = None) -> None:
         self.config = config
         self.folder = Path(config.run.folder)
-        self.group = Group()
         self.grid = Grid(config.parallel.dp, config.parallel.pp, config.parallel.tp)
+        self.groups = Groups(self.grid)
         self.device: _native.CpuDevice = native().CpuDevice()
         checkpoint.check_writable(self.folder)
         resumed = _find_checkpoint(self.folder, resume)
@@ -88,8 +88,8 @@ class Trainer:
             recompute=config.recompute.of_stage(0),
             slots=peak_in_flight(one_stage(config.micro_batches)),
         )
-        self.optimizer = AdamW(self.stage, config.optimizer, self.group)
-        self.engine = Engine(self.stage, self.optimizer, self.group)
+        self.optimizer = AdamW([self.stage], config.optimizer, self.groups)
+        self.engine = Engine({0: self.stage}, self.optimizer, self.groups)
         self.loss_scale = LossScale(config.precision.loss_scale, config.precision.dtype == "fp16")
         self.step_number = self.samples = self.tokens = 0
         self.record = run_record(config, self.grid, self.tokenizer, self.loader, self.heldout)
@@ -288,11 +288,11 @@ class Trainer:
         folder = checkpoint.save(
             self.folder,
             self.step_number,
-            [*weight_pieces(self.stage), *optimizer_pieces(self.optimizer)],
+            owned_pieces(self.optimizer),
             state,
             resolved_toml(config),
             checkpoint.tokenizer_files(self.tokenizer.path),
-            self.group,
+            self.groups.world,
         )
         checkpoint.prune(self.folder, config.checkpoint.keep_last, config.checkpoint.keep_every)
         self.progress.note(f"step {self.step_number}: saved {folder}")

@@ -3,44 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from pytrain.checkpoint.pieces import TensorEntry, TensorPiece
-from pytrain.optimizer import AdamW
+from pytrain.optimizer import AdamW, Run, StageState
 from pytrain.stage import Stage
 
 if TYPE_CHECKING:
     from pytrain import _native
 
 
+def owned_pieces(optimizer: AdamW) -> list[TensorPiece]:
+    """What this rank writes: all ranks together cover weights, moments and masters exactly once."""
+    return [
+        piece
+        for state in optimizer.states
+        for run in state.runs
+        if state.counts(run)
+        for piece in (_weight_piece(state, run), *_state_pieces(state, run))
+    ]
+
+
 def weight_pieces(stage: Stage) -> list[TensorPiece]:
-    """The weights that this rank owns."""
-    return list(_pieces(stage, stage.weights, "weights", ""))
+    """All weights that this rank holds: what it reads."""
+    return [
+        _piece(stage, spec, "weights", "", stage.policy.weights, 0, array) for spec, array in stage.parameters()
+    ]
 
 
 def optimizer_pieces(optimizer: AdamW) -> list[TensorPiece]:
-    """Moments, and the master where it is not the weights themselves."""
-    stage = optimizer.stage
-    pieces = list(_pieces(stage, optimizer.first, "optimizer", ".m"))
-    pieces += _pieces(stage, optimizer.second, "optimizer", ".v")
-    if optimizer.has_master:
-        pieces += _pieces(stage, optimizer.master, "optimizer", ".master")
-    return pieces
+    """Moments, and the master where it is not the weights themselves, that this rank holds: what it reads."""
+    return [
+        piece for state in optimizer.states for run in state.runs for piece in _state_pieces(state, run)
+    ]
 
 
-def _pieces(stage: Stage, buffers: list[_native.Buffer], kind: str, suffix: str) -> Iterator[TensorPiece]:
-    for spec in stage.layout.tensors:
-        if not spec.owner:
-            continue
-        buffer = buffers[spec.bucket]
-        yield TensorPiece(
-            file=f"{stage.layout.buckets[spec.bucket].name}.{kind}",
-            tensor=spec.name + suffix,
-            dtype=buffer.dtype,
-            shape=spec.shape,
-            first=spec.first_element,
-            data=Stage.slice_of(buffer, spec),
-        )
+def _weight_piece(state: StageState, run: Run) -> TensorPiece:
+    data = state.stage.weights[run.bucket].array[run.in_bucket]
+    return _piece(state.stage, run.spec, "weights", "", state.stage.policy.weights, run.begin, data)
+
+
+def _state_pieces(state: StageState, run: Run) -> Iterator[TensorPiece]:
+    buffers = {"m": state.first, "v": state.second} | ({"master": state.master} if state.has_master else {})
+    for suffix, of_buckets in buffers.items():
+        buffer = of_buckets[run.bucket]
+        data = buffer.array[run.in_shard]
+        yield _piece(state.stage, run.spec, "optimizer", f".{suffix}", buffer.dtype, run.begin, data)
+
+
+def _piece(
+    stage: Stage,
+    spec: _native.TensorSpec,
+    kind: str,
+    suffix: str,
+    dtype: str,
+    begin: int,
+    data: NDArray[Any],
+) -> TensorPiece:
+    # The last stage's copy of a tied embedding is the first stage's tensor, which lies in that file.
+    bucket = "embed" if spec.tied_copy else stage.layout.buckets[spec.bucket].name
+    first = spec.first_element + begin
+    return TensorPiece(f"{bucket}.{kind}", spec.name + suffix, dtype, spec.shape, first, data)
 
 
 def checkpoint_entries(layout: _native.Layout, policy: _native.Policy) -> list[TensorEntry]:

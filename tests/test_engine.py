@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pytrain import _native
-from pytrain.collectives import Group
+from pytrain.parallel import Groups
 from pytrain.config.run import OptimizerSection
 from pytrain.data.loader import Batch
 from pytrain.engine import Engine
@@ -26,7 +26,7 @@ STEPS, MICRO_BATCHES, CLIP, RATE, WARMUP = 20, 3, 1.0, 3e-3, 8
 def engine_of(shape: reference.Shape, sequences: int, length: int, settings: OptimizerSection) -> Engine:
     policy = spine.policy()
     stage = Stage(_native.CpuDevice(), spine.model_config(shape), policy, batch=sequences, length=length)
-    return Engine(stage, AdamW(stage, settings, Group()), Group())
+    return Engine({0: stage}, AdamW([stage], settings, Groups()), Groups())
 
 
 def reference_step(
@@ -53,7 +53,7 @@ def test_twenty_steps_against_float64(name: str) -> None:
     engine = engine_of(shape, 2, 9, settings)
     weights = reference.visible_parameters(shape, seed)
     start = {key: value.copy() for key, value in weights.items()}
-    engine.stage.load_weights(weights)
+    engine.stages[0].load_weights(weights)
     state: dict[str, Any] = {}
     clipped = 0
     for step in range(1, STEPS + 1):
@@ -65,7 +65,7 @@ def test_twenty_steps_against_float64(name: str) -> None:
         )
         if step == 1:
             assert found.loss == pytest.approx(loss, rel=1e-6)
-            reference.assert_gradients_close(spine.gradients_of(engine.stage), gradients, 1e-5)
+            reference.assert_gradients_close(spine.gradients_of(engine.stages[0]), gradients, 1e-5)
         norm = runs.adamw(weights, gradients, state, rate=rate, clip=CLIP)
         clipped += norm > CLIP
         assert found.update is not None
@@ -74,7 +74,7 @@ def test_twenty_steps_against_float64(name: str) -> None:
     assert clipped > 0
     errors = {
         key: float(
-            np.linalg.norm(engine.stage.parameter(key) - expected) / np.linalg.norm(expected - start[key])
+            np.linalg.norm(engine.stages[0].parameter(key) - expected) / np.linalg.norm(expected - start[key])
         )
         for key, expected in weights.items()
         if compared(shape, key)
@@ -106,11 +106,11 @@ def test_the_split_into_micro_batches_does_not_matter(name: str) -> None:
     results = []
     for sequences in (8, 2, 1):
         engine = engine_of(shape, sequences, 11, OptimizerSection())
-        engine.stage.load_weights(reference.visible_parameters(shape, seed))
+        engine.stages[0].load_weights(reference.visible_parameters(shape, seed))
         parts = slices(batch, sequences)
         assert len(parts) == 8 // sequences
         found = engine.run(one_stage(len(parts)), parts, learning_rate=0.0)
-        results.append((found.loss, found.target_count, spine.gradients_of(engine.stage)))
+        results.append((found.loss, found.target_count, spine.gradients_of(engine.stages[0])))
     whole = results[0]
     for loss, count, gradients in results[1:]:
         assert count == whole[1] == int((targets >= 0).sum())
@@ -128,7 +128,7 @@ def test_input_and_weight_gradients_apart_are_the_same_bits() -> None:
         policy, model = spine.policy(), spine.model_config(LLAMA)
         defer = len(kinds) == 2
         stage = Stage(_native.CpuDevice(), model, policy, batch=2, length=7, slots=2, defer_weight=defer)
-        engine = Engine(stage, AdamW(stage, OptimizerSection(), Group()), Group())
+        engine = Engine({0: stage}, AdamW([stage], OptimizerSection(), Groups()), Groups())
         stage.load_weights(reference.visible_parameters(LLAMA, 9))
         forwards = [Action(Kind.FORWARD, 0, m) for m in range(2)]
         backwards = [Action(kind, 0, m) for m in range(2) for kind in kinds]
@@ -144,24 +144,24 @@ def test_evaluation_leaves_the_model_alone(name: str) -> None:
     print(f"seed {seed}")
     engine = engine_of(shape, 2, 9, OptimizerSection())
     weights = reference.visible_parameters(shape, seed)
-    engine.stage.load_weights(weights)
+    engine.stages[0].load_weights(weights)
     batches = [reference.random_batch(shape, 2, 9, seed + m) for m in range(3)]
     parts = [spine.native_batch(batch) for batch in batches]
     engine.run(one_stage(3), parts, learning_rate=0.0)
-    gradients = [buffer.array.tobytes() for buffer in engine.stage.gradients]
+    gradients = [buffer.array.tobytes() for buffer in engine.stages[0].gradients]
     found = engine.run(forward_only(3), parts)
     assert found.update is None
     assert found.loss == pytest.approx(reference_step(shape, weights, batches)[0], rel=3e-7)
-    assert [buffer.array.tobytes() for buffer in engine.stage.gradients] == gradients
+    assert [buffer.array.tobytes() for buffer in engine.stages[0].gradients] == gradients
     for key, value in weights.items():
-        np.testing.assert_array_equal(engine.stage.parameter(key), value.astype(np.float32), err_msg=key)
+        np.testing.assert_array_equal(engine.stages[0].parameter(key), value.astype(np.float32), err_msg=key)
     assert engine.optimizer is not None
     assert engine.optimizer.updates == 1
 
 
 def test_a_batch_without_targets_has_no_loss() -> None:
     engine = engine_of(LLAMA, 1, 5, OptimizerSection())
-    engine.stage.load_weights(reference.visible_parameters(LLAMA, 1))
+    engine.stages[0].load_weights(reference.visible_parameters(LLAMA, 1))
     batch = reference.random_batch(LLAMA, 1, 5, 1)
     empty = spine.native_batch(batch._replace(targets=np.full_like(batch.targets, -1)))
     found = engine.run(one_stage(1), [empty], learning_rate=0.1)

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pytrain import _native
-from pytrain.collectives import Group
+from pytrain.parallel import Groups
 from pytrain.config.run import OptimizerSection
 from pytrain.loss_scale import GROWTH_INTERVAL, LossScale
 from pytrain.optimizer import AdamW
@@ -25,7 +25,7 @@ def stage_of(shape: reference.Shape = LLAMA, **types: str) -> Stage:
 
 
 def optimizer_of(stage: Stage, settings: OptimizerSection = SETTINGS) -> AdamW:
-    return AdamW(stage, settings, Group())
+    return AdamW([stage], settings, Groups())
 
 
 def random_gradients(shape: reference.Shape, seed: int, size: float = 1.0) -> dict[str, NDArray[np.float64]]:
@@ -46,10 +46,10 @@ def set_gradients(stage: Stage, gradients: dict[str, NDArray[np.float64]]) -> No
 def memory(optimizer: AdamW) -> dict[str, bytes]:
     """Everything that an update may change, bit for bit."""
     kinds = {
-        "weights": optimizer.stage.weights,
-        "master": optimizer.master,
-        "m": optimizer.first,
-        "v": optimizer.second,
+        "weights": optimizer.states[0].stage.weights,
+        "master": optimizer.states[0].master or optimizer.states[0].stage.weights,
+        "m": optimizer.states[0].first,
+        "v": optimizer.states[0].second,
     }
     return {
         f"{kind} {index}": buffer.array.tobytes()
@@ -132,16 +132,16 @@ def test_small_updates_are_not_lost_in_the_master(dtype: str) -> None:
     plain, master = stage_of(), stage_of(weights=dtype)
     lost = stage_of(weights=dtype, master=dtype)
     optimizers = [optimizer_of(stage) for stage in (plain, master, lost)]
-    assert [optimizer.has_master for optimizer in optimizers] == [False, True, False]
+    assert [optimizer.states[0].has_master for optimizer in optimizers] == [False, True, False]
     for optimizer in optimizers:
         optimizer.initialise(5)
     first = lost.parameter("final_norm.weight").copy()
     gradients = random_gradients(LLAMA, 4)
     for optimizer in optimizers:
-        set_gradients(optimizer.stage, gradients)
+        set_gradients(optimizer.states[0].stage, gradients)
         for _ in range(40):
             optimizer.update({"bf16": 2.0**-12, "fp16": 2.0**-15}[dtype])
-    for index, (wide, kept) in enumerate(zip(plain.weights, optimizers[1].master, strict=True)):
+    for index, (wide, kept) in enumerate(zip(plain.weights, optimizers[1].states[0].master, strict=True)):
         np.testing.assert_array_equal(wide.array, kept.array)  # the same as in fp32, bit for bit
         rounded = np.empty_like(master.weights[index].array)
         master.device.convert(rounded, wide.array, dtype)
@@ -156,7 +156,7 @@ def test_adopted_weights_become_the_master() -> None:
     stage.initialise(9)
     optimizer.adopt_weights()
     before = [buffer.array.copy() for buffer in stage.weights]
-    optimizer.round_weights()
+    optimizer.states[0].round_weights()
     for buffer, expected in zip(stage.weights, before, strict=True):
         np.testing.assert_array_equal(buffer.array, expected)
 

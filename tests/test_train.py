@@ -127,7 +127,7 @@ def test_from_the_weights_of_another_run(corpora: Corpora, tmp_path: Path) -> No
         for spec, values in trainer.stage.parameters():
             expected = first.read(spec.name).reshape(-1)
             np.testing.assert_array_equal(values, expected.view(np.uint16), err_msg=spec.name)
-            master = trainer.stage.slice_of(trainer.optimizer.master[spec.bucket], spec)
+            master = trainer.stage.slice_of(trainer.optimizer.states[0].master[spec.bucket], spec)
             np.testing.assert_array_equal(master, expected.astype(np.float32), err_msg=spec.name)
 
 
@@ -358,10 +358,10 @@ def test_a_bad_gradient_is_named_and_skipped(corpora: Corpora, tmp_path: Path, g
         stage.backward = poisoned  # type: ignore[method-assign]
         trainer.step()
         trainer.step()
-        before = [buffer.array.tobytes() for buffer in (*stage.weights, *trainer.optimizer.second)]
+        before = [buffer.array.tobytes() for buffer in (*stage.weights, *trainer.optimizer.states[0].second)]
         bad = trainer.step()
         assert (bad.skipped, bad.step, trainer.optimizer.updates) == (True, 3, 2)
-        assert [buffer.array.tobytes() for buffer in (*stage.weights, *trainer.optimizer.second)] == before
+        assert [buffer.array.tobytes() for buffer in (*stage.weights, *trainer.optimizer.states[0].second)] == before
         good = trainer.step()
         assert (good.skipped, good.samples, trainer.optimizer.updates) == (False, 16, 3)
     where = "dp0/1 pp0/1 tp0/1"

@@ -172,10 +172,10 @@ def edited(lowered: Lowered, rank: int, program: Program) -> Lowered:
     return replace(lowered, ranks=tuple(ranks))
 
 
-def dropped(name: str) -> Lowered:
-    rank = int(name[0])
-    place = at(GOOD, rank, name)
-    return edited(GOOD, rank, GOOD.ranks[rank][:place] + GOOD.ranks[rank][place + 1 :])
+def dropped(*names: str) -> Lowered:
+    rank = int(names[0][0])
+    assert set(names) <= set(map(str, GOOD.ranks[rank]))
+    return edited(GOOD, rank, tuple(action for action in GOOD.ranks[rank] if str(action) not in names))
 
 
 def doubled(name: str) -> Lowered:
@@ -210,6 +210,9 @@ REFUSED = [
     (dropped("0TIED"), "rank 0: 0REDUCE comes before 0TIED"),
     (dropped("1REDUCE"), "rank 1: 1U comes before 1REDUCE"),
     (dropped("1U"), "rank 1: 1U is missing"),
+    (dropped("0RECV_B0"), "rank 0: 0B0 comes before 0RECV_B0"),
+    (dropped("0SEND_F2", "0WAIT_F2"), "rank 0: 0SEND_F2 is missing"),
+    (dropped("1SEND_B2", "1WAIT_B2"), "rank 1: 1SEND_B2 is missing"),
     (doubled("0F1"), "rank 0: 0F1 comes twice"),
     (doubled("0WAIT_F0"), "rank 0: 0WAIT_F0 comes twice"),
     (doubled("0U"), "rank 0: 0U comes twice"),
@@ -246,6 +249,26 @@ def test_refused_with_a_sentence(lowered: Lowered, message: str) -> None:
     check(GOOD)
     with pytest.raises(ScheduleError) as caught:
         check(lowered)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("0F0 0W0 0I0 0REDUCE 0U", "rank 0: 0W0 comes before 0I0"),
+        ("0F0 0I0 0B0 0REDUCE 0U", "rank 0: 0B0 goes backward a second time"),
+        ("0F0 0B0 0I0 0REDUCE 0U", "rank 0: 0I0 goes backward a second time"),
+        ("0F0 0I0 0REDUCE 0W0 0U", "rank 0: 0REDUCE comes before 0B0 or 0W0"),
+        ("0F0 0I0 0W0 0U", "rank 0: 0U comes before 0REDUCE"),
+        ("0F0 0I0 0W0 0U 0REDUCE", "rank 0: 0U comes before 0REDUCE"),
+    ],
+)
+def test_split_backward_in_the_wrong_order(words: str, message: str) -> None:
+    good = lower(zero_bubble(1, 1))
+    actions = {str(action): action for action in good.ranks[0]}
+    actions["0B0"] = replace(actions["0I0"], kind=B)
+    with pytest.raises(ScheduleError) as caught:
+        check(edited(good, 0, tuple(actions[word] for word in words.split())))
     assert str(caught.value) == message
 
 
