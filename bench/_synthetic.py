@@ -8,23 +8,9 @@ import numpy as np
 
 from pytrain.config import RunConfig, build
 from pytrain.data.indexed import IndexedWriter
-from pytrain.metrics import StepMetrics
 from pytrain.presets import PRESETS, find_preset
 
 SEED = 1
-
-
-class Silent:
-    """Progress that shows nothing."""
-
-    def step(self, metrics: StepMetrics) -> None:
-        """A step is done."""
-
-    def note(self, text: str) -> None:
-        """Something else happened."""
-
-    def close(self) -> None:
-        """Nothing more will come."""
 
 
 def write_corpus(prefix: Path, vocabulary: int, tokens: int) -> None:

@@ -16,9 +16,9 @@ from pytrain.flops import model_flops
 from pytrain.metrics import resident_gigabytes
 from pytrain.native import native
 from pytrain.presets import PRESETS
-from pytrain.progress import compact
+from pytrain.progress import NoProgress, compact
 
-from ._synthetic import Silent, synthetic_run
+from ._synthetic import synthetic_run
 from .peak import peak_gflops
 
 
@@ -59,7 +59,7 @@ def command(
             dtype=dtype,
             recompute=recompute,
         )
-        with Trainer(config, progress=Silent()) as trainer:
+        with Trainer(config, progress=NoProgress()) as trainer:
             print(
                 f"{preset}: {parameter_count(config.model):,} parameters, "
                 f"{batch} x {length} tokens x {accumulate}, {dtype}, recompute {recompute}, "

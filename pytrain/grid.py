@@ -1,6 +1,7 @@
 """Where a rank stands: its data-parallel, pipeline and tensor-parallel coordinates, tp fastest."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from pytrain.errors import UserError
 
@@ -45,6 +46,31 @@ class Grid:
         """For log lines that come from one rank."""
         return f"dp{self.dp_rank}/{self.dp} pp{self.pp_rank}/{self.pp} tp{self.tp_rank}/{self.tp}"
 
+    def tp_group(self) -> list[int]:
+        """Ranks that hold the slices of this rank's stage and replica, in order."""
+        return self._line(1, self.tp, self.tp_rank)
+
+    def pp_group(self) -> list[int]:
+        """Ranks that run the stages of this rank's replica and slice, in the order of the pipeline."""
+        return self._line(self.tp, self.pp, self.pp_rank)
+
+    def dp_group(self) -> list[int]:
+        """Ranks that hold the replicas of this rank's stage and slice, in order."""
+        return self._line(self.tp * self.pp, self.dp, self.dp_rank)
+
+    def embedding_group(self) -> list[int]:
+        """The first and the last stage of this rank's pipeline, which share a tied embedding; on the stages
+        between them, and where there is one stage, this rank alone.
+        """
+        if self.pp_rank not in (0, self.pp - 1) or self.pp == 1:
+            return [self.rank]
+        stages = self.pp_group()
+        return [stages[0], stages[-1]]
+
+    def _line(self, stride: int, length: int, position: int) -> list[int]:
+        first = self.rank - position * stride
+        return list(range(first, first + length * stride, stride))
+
     def stage_ops(self, layers: int) -> tuple[int, int]:
         """[first, last) ops of this rank's stage: layers cut evenly, the ends on the first and last stage.
 
@@ -57,3 +83,69 @@ class Grid:
         first_op = 0 if self.pp_rank == 0 else 1 + 4 * first
         last_op = 4 * layers + 4 if self.pp_rank == self.pp - 1 else 1 + 4 * last
         return first_op, last_op
+
+
+AXES = ("dp", "pp", "tp")
+
+
+def rank_map(dp: int, pp: int, tp: int, order: str = "dp-pp-tp") -> list[int]:
+    """Which of the launcher's ranks takes each place of the grid (places are numbered with tp fastest).
+
+    `world.subgroup("world", rank_map(...))` puts every rank into its place.
+
+    Args:
+        dp: replicas.
+        pp: stages.
+        tp: slices.
+        order: the axes from the slowest to the fastest in the launcher's numbering; "pp-dp-tp" keeps the
+            replicas of a stage on neighbouring ranks.
+
+    Raises:
+        UserError: not an order of the three axes.
+    """
+    sizes = {"dp": dp, "pp": pp, "tp": tp}
+    axes = order.split("-")
+    if sorted(axes) != sorted(AXES):
+        raise UserError(f'the order of ranks "{order}" must name dp, pp and tp once each, such as "dp-pp-tp"')
+    strides, stride = {}, 1
+    for axis in reversed(axes):
+        strides[axis] = stride
+        stride *= sizes[axis]
+    return [
+        d * strides["dp"] + p * strides["pp"] + t * strides["tp"]
+        for d in range(dp)
+        for p in range(pp)
+        for t in range(tp)
+    ]
+
+
+def read_rank_map(path: Path, dp: int, pp: int, tp: int) -> list[int]:
+    """As `rank_map`, from a text file: line r has the coordinates `dp pp tp` of the launcher's rank r.
+
+    Empty lines and what follows a # are passed over.
+
+    Raises:
+        UserError: the file cannot be read, or does not give every place to one rank.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    lines = [line.partition("#")[0].split() for line in text.splitlines()]
+    rows = [row for row in lines if row]
+    places: dict[int, int] = {}
+    for rank, row in enumerate(rows):
+        if len(row) != len(AXES) or not all(word.isdecimal() for word in row):
+            raise UserError(f"{path}: rank {rank} needs three numbers, dp pp tp, not {' '.join(row)!r}")
+        d, p, t = map(int, row)
+        place = (d * pp + p) * tp + t
+        if not (d < dp and p < pp and t < tp):
+            raise UserError(f"{path}: rank {rank} is at {d} {p} {t}, outside the grid of {dp} x {pp} x {tp}")
+        if place in places:
+            raise UserError(f"{path}: ranks {places[place]} and {rank} are both at {d} {p} {t}")
+        places[place] = rank
+    if len(places) != dp * pp * tp:
+        raise UserError(
+            f"{path} places {len(places)} ranks, but the grid {dp} x {pp} x {tp} has {dp * pp * tp}"
+        )
+    return [places[place] for place in range(len(places))]

@@ -31,6 +31,19 @@ class Progress(Protocol):
         """Nothing more will come."""
 
 
+class NoProgress:
+    """Shows nothing: for ranks that leave it to rank 0, and for measuring."""
+
+    def step(self, metrics: StepMetrics) -> None:
+        """A step is done."""
+
+    def note(self, text: str) -> None:
+        """Something else happened."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
 class Remaining:
     """Time left, from the mean pace since the first step it saw: evaluations and checkpoints count in."""
 

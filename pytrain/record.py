@@ -12,14 +12,18 @@ from pytrain.errors import UserError
 if TYPE_CHECKING:
     from pytrain.config import RunConfig
     from pytrain.data.loader import HeldOut, Loader
-    from pytrain.data.tokenizer import Tokenizer
     from pytrain.grid import Grid
 
 RUN_TOML, RECORD = "run.toml", "record.json"
 
 
 def run_record(
-    config: "RunConfig", grid: "Grid", tokenizer: "Tokenizer", loader: "Loader", heldout: "list[HeldOut]"
+    config: "RunConfig",
+    grid: "Grid",
+    hosts: list[str],
+    tokenizer_sha256: str,
+    loader: "Loader",
+    heldout: "list[HeldOut]",
 ) -> dict[str, Any]:
     """Version, machine, libraries, grid, seed and hashes of all that the result hangs on, as JSON values."""
     from pytrain import information
@@ -34,12 +38,12 @@ def run_record(
         "native": native().information(),
         "python": platform.python_version(),
         "libraries": information.library_versions(),
-        "hosts": [platform.node()],
+        "hosts": sorted(set(hosts)),
         "cpu": information.cpu_model(),
         "threads": os.environ.get("OMP_NUM_THREADS", "not set"),
         "grid": {"dp": grid.dp, "pp": grid.pp, "tp": grid.tp},
         "seed": config.run.seed,
-        "tokenizer_sha256": tokenizer.sha256,
+        "tokenizer_sha256": tokenizer_sha256,
         "corpora": {
             name: None if note is None else {"tokens": note.tokens, "sha256": note.sha256}
             for name, note in corpora.items()

@@ -1,33 +1,32 @@
 """Training from a configuration: builds everything top to bottom, then runs the loop."""
 
+import platform
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from pytrain import checkpoint, learning_rate
+from pytrain.collectives import Group
 from pytrain.data.loader import Batch, CorpusSpec, HeldOut, Loader
 from pytrain.data.tokenizer import load_tokenizer
-from pytrain.engine import Engine, StepResult
+from pytrain.engine import StepResult
 from pytrain.errors import UserError
-from pytrain.evaluate import evaluate
+from pytrain.evaluate import HeldOutNote, evaluate
+from pytrain.feeding import replica_batches
 from pytrain.flops import hardware_flops, model_flops
 from pytrain.generate import Generator
-from pytrain.grid import Grid
 from pytrain.loss_scale import LossScale
 from pytrain.metrics import Evaluation, MetricsWriter, Sample, StepMetrics, Throughput, resident_gigabytes
-from pytrain.native import native
-from pytrain.optimizer import AdamW
-from pytrain.parallel import Groups
-from pytrain.progress import Progress, make_progress
+from pytrain.rank import RankModel
+from pytrain.progress import NoProgress, Progress, make_progress
 from pytrain.record import run_record, write_record
-from pytrain.schedule import one_stage, peak_in_flight
-from pytrain.stage import Stage, native_policy
 from pytrain.stopping import stop_request
 from pytrain.training_state import optimizer_pieces, owned_pieces, weight_pieces
 
@@ -57,42 +56,37 @@ class Trainer:
         config: the whole run.
         resume: "none" starts anew and refuses a folder that has checkpoints; "auto" goes on from the newest
             whole one if there is one; anything else is the path of a checkpoint.
-        progress: who is told; by default a line on standard error.
+        progress: who is told; by default a line on standard error, from rank 0.
+        world: the ranks that train together; by default this process alone.
 
     Raises:
         UserError: data, tokenizer, checkpoint or folder do not fit, before anything is trained.
     """
 
-    def __init__(self, config: "RunConfig", resume: str = "none", progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        config: "RunConfig",
+        resume: str = "none",
+        progress: Progress | None = None,
+        world: Group | None = None,
+    ) -> None:
         self.config = config
         self.folder = Path(config.run.folder)
-        self.grid = Grid(config.parallel.dp, config.parallel.pp, config.parallel.tp)
-        self.groups = Groups(self.grid)
-        self.device: _native.CpuDevice = native().CpuDevice()
-        checkpoint.check_writable(self.folder)
-        resumed = _find_checkpoint(self.folder, resume)
-        self.tokenizer = load_tokenizer(config.tokenizer.path)
-        if self.tokenizer.vocabulary_size > config.model.vocabulary:
-            raise UserError(
-                f"model.vocabulary ({config.model.vocabulary}) is smaller than the "
-                f"{self.tokenizer.vocabulary_size} tokens of {config.tokenizer.path}; raise it"
-            )
-        self._check_prompts()
-        self.loader, self.heldout = _open_data(config, self.tokenizer.sha256)
-        self.stage = Stage(
-            self.device,
-            config.model,
-            native_policy(config.precision),
-            batch=config.batch.micro_batch,
-            length=config.data.sequence_length,
-            recompute=config.recompute.of_stage(0),
-            slots=peak_in_flight(one_stage(config.micro_batches)),
-        )
-        self.optimizer = AdamW([self.stage], config.optimizer, self.groups)
-        self.engine = Engine({0: self.stage}, self.optimizer, self.groups)
+        self.world = world or Group()
+        self.model = RankModel(config, self.world)
+        self.device, self.groups, self.engine = self.model.device, self.model.groups, self.model.engine
+        self.optimizer, self.stage = self.model.optimizer, min(self.model.stages.items())[1]
+        self.world.on_root(lambda: checkpoint.check_writable(self.folder))
+        resumed = _find_checkpoint(self.folder, resume, self.world)
+        self.tokenizer_sha256 = self.world.on_root(self._load_tokenizer)
+        self.loader: Loader | None = None
+        self.heldout: list[HeldOut] | None = None
+        if self.model.needs_tokens:
+            self.loader, self.heldout = _open_data(config, self.tokenizer_sha256)
+        self.heldout_notes = self.world.broadcast([HeldOutNote.of(corpus) for corpus in self.heldout or ()])
         self.loss_scale = LossScale(config.precision.loss_scale, config.precision.dtype == "fp16")
         self.step_number = self.samples = self.tokens = 0
-        self.record = run_record(config, self.grid, self.tokenizer, self.loader, self.heldout)
+        self.record = self.world.broadcast(self._make_record())
         self.last_result: StepResult | None = None
         self._generator: Generator | None = None
         notes = []
@@ -100,13 +94,43 @@ class Trainer:
             self.optimizer.initialise(config.run.seed)
         else:
             notes = self._load(resumed)
-        write_record(self.folder, config, self.record)
-        self.metrics = MetricsWriter(self.folder / METRICS, self.step_number)
-        self._throughput = _throughput(config)
+        self.world.on_root(lambda: write_record(self.folder, config, self.record))
+        self.metrics = MetricsWriter(self.folder / METRICS, self.step_number) if self.is_root else None
+        self._throughput = _throughput(config, self.world.size)
         # Last, since a display that has taken over a terminal has to be closed, whatever happens after this.
-        self.progress = progress or make_progress(config.run.steps, sys.stderr, config.run.log_every)
+        self.progress = progress or self._make_progress()
         for note in notes:
             self.progress.note(note)
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this rank writes metrics, records and progress for all."""
+        return self.world.rank == 0
+
+    def _make_progress(self) -> Progress:
+        if not self.is_root:
+            return NoProgress()
+        return make_progress(self.config.run.steps, sys.stderr, self.config.run.log_every)
+
+    def _load_tokenizer(self) -> str:
+        """On the root alone: the others need the hash and nothing else."""
+        config = self.config
+        self.tokenizer = load_tokenizer(config.tokenizer.path)
+        if self.tokenizer.vocabulary_size > config.model.vocabulary:
+            raise UserError(
+                f"model.vocabulary ({config.model.vocabulary}) is smaller than the "
+                f"{self.tokenizer.vocabulary_size} tokens of {config.tokenizer.path}; raise it"
+            )
+        self._check_prompts()
+        return self.tokenizer.sha256
+
+    def _make_record(self) -> dict[str, Any]:
+        hosts = self.world.gather(platform.node())
+        if self.loader is None or not self.is_root:
+            return {}
+        return run_record(
+            self.config, self.groups.grid, hosts, self.tokenizer_sha256, self.loader, self.heldout or []
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -119,7 +143,8 @@ class Trainer:
     def close(self) -> None:
         """End the progress display and close the metrics file."""
         self.progress.close()
-        self.metrics.close()
+        if self.metrics is not None:
+            self.metrics.close()
 
     def run(self) -> TrainResult:
         """Train to the configured number of steps, or until a signal asks to stop; save at the end."""
@@ -127,9 +152,10 @@ class Trainer:
         with stop_request() as stop:
             while stopped is None and self.step_number < self.config.run.steps:
                 last = self.step()
-                self.metrics.write(last)
+                if self.metrics is not None:
+                    self.metrics.write(last)
                 self.progress.step(last)
-                stopped = stop.name  # read once: a signal from here on is for the next step
+                stopped = self._agreed(stop.name)  # read once: a signal from here on is for the next step
                 finished = self.step_number == self.config.run.steps
                 if finished or stopped or _is_due(self.step_number, self.config.checkpoint.every):
                     self.save()
@@ -139,6 +165,12 @@ class Trainer:
             )
         return TrainResult(self.step_number, stopped, last)
 
+    def _agreed(self, signal: str | None) -> str | None:
+        """The signal that some rank got: all ranks stop after the same step."""
+        numbers = np.array([0.0 if signal is None else float(Signals[signal])])
+        self.world.all_reduce(numbers, operation="max")
+        return Signals(int(numbers[0])).name if numbers[0] else None
+
     def step(self) -> StepMetrics:
         """One optimizer step, with the evaluation and samples that are due after it."""
         config = self.config
@@ -146,7 +178,9 @@ class Trainer:
         rate = learning_rate.of_run(config, self.step_number + 1)
         batches = self._batches()
         scale = self.loss_scale.value
-        result = self.engine.run(one_stage(len(batches)), batches, learning_rate=rate, loss_scale=scale)
+        result = self.engine.run(
+            self.model.training_program, batches, learning_rate=rate, loss_scale=scale
+        )
         assert result.update is not None
         self.last_result = result
         if not result.update.finite:
@@ -154,7 +188,7 @@ class Trainer:
                 f"step {self.step_number + 1}: {self._first_not_finite()}; the weights stay as they are"
             )
         self.loss_scale.after(result.update.finite)
-        consumed = sum(batch.tokens.size for batch in batches)
+        consumed = self.groups.grid.dp * sum(batch.tokens.size for batch in batches)
         self.step_number += 1
         self.samples += config.batch.global_batch
         self.tokens += consumed
@@ -181,21 +215,27 @@ class Trainer:
         )
 
     def _batches(self) -> list[Batch]:
-        micro, dp = self.config.batch.micro_batch, self.grid.dp
-        first = self.samples + self.grid.dp_rank * micro
-        return [
-            self.loader.batch(first + index * micro * dp, micro) for index in range(self.config.micro_batches)
-        ]
+        config = self.config
+        source = None if self.loader is None else self.loader.batch
+        return replica_batches(
+            source,
+            self.groups,
+            self.samples,
+            config.micro_batches,
+            config.batch.micro_batch,
+            config.data.sequence_length,
+        )
 
     def _first_not_finite(self) -> str:
-        """Which gradient, in the order of the table, is the first that is not finite."""
-        for spec in self.stage.layout.tensors:
-            squares = np.zeros(1)
-            gradient = self.stage.slice_of(self.stage.gradients[spec.bucket], spec)
-            self.device.sum_squares(squares, gradient, self.stage.half)
-            if not np.isfinite(squares[0]):
-                return f"the gradient of {spec.name} is not finite ({self.grid.label})"
-        return f"the gradient norm is not finite ({self.grid.label})"
+        """Which gradient of this rank, in the order of the table, is the first that is not finite."""
+        for state in self.optimizer.states:
+            for run in state.runs:
+                squares = np.zeros(1)
+                gradient = state.stage.gradients[run.bucket].array[run.in_bucket]
+                self.device.sum_squares(squares, gradient, state.stage.half)
+                if not np.isfinite(squares[0]):
+                    return f"the gradient of {run.spec.name} is not finite ({self.groups.grid.label})"
+        return f"a gradient of another rank than {self.groups.grid.label} is not finite"
 
     # --- held-out text and samples -----------------------------------------------------------------
 
@@ -208,16 +248,15 @@ class Trainer:
     def evaluate(self) -> dict[str, Evaluation]:
         """Every held-out corpus, by name, with the weights as they are."""
         results = {}
-        for corpus in self.heldout:
-            found = evaluate(
-                self.engine, corpus, self.config.batch.micro_batch, self.config.evaluation.batches
-            )
+        for index, note in enumerate(self.heldout_notes):
+            corpus = None if self.heldout is None else self.heldout[index]
+            found = evaluate(self.model, note, corpus, self.config.evaluation.batches)
             bits = "n/a" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}"
             self.progress.note(
-                f"step {self.step_number}: held-out {corpus.name}: loss {found.loss:.4f} nats/token, "
+                f"step {self.step_number}: held-out {note.name}: loss {found.loss:.4f} nats/token, "
                 f"perplexity {found.perplexity:.2f}, bits per byte {bits}"
             )
-            results[corpus.name] = found
+            results[note.name] = found
         return results
 
     def _due_samples(self) -> tuple[Sample, ...]:
@@ -282,7 +321,7 @@ class Trainer:
             "loss_scale_good_steps": self.loss_scale.good_steps,
             "sequence_length": config.data.sequence_length,
             "seed": config.run.seed,
-            "tokenizer_sha256": self.tokenizer.sha256,
+            "tokenizer_sha256": self.tokenizer_sha256,
             "record": self.record,
         }
         folder = checkpoint.save(
@@ -291,10 +330,11 @@ class Trainer:
             owned_pieces(self.optimizer),
             state,
             resolved_toml(config),
-            checkpoint.tokenizer_files(self.tokenizer.path),
+            checkpoint.tokenizer_files(self.config.tokenizer.path) if self.is_root else None,
             self.groups.world,
         )
-        checkpoint.prune(self.folder, config.checkpoint.keep_last, config.checkpoint.keep_every)
+        if self.is_root:
+            checkpoint.prune(self.folder, config.checkpoint.keep_last, config.checkpoint.keep_every)
         self.progress.note(f"step {self.step_number}: saved {folder}")
         return folder
 
@@ -304,7 +344,7 @@ class Trainer:
         Gives back what is to be told about it.
         """
         state = found.state
-        found.check_tokenizer(self.tokenizer.sha256, self.config.tokenizer.path)
+        found.check_tokenizer(self.tokenizer_sha256, self.config.tokenizer.path)
         for section, key, value in (
             ("run", "seed", self.config.run.seed),
             ("data", "sequence_length", self.config.data.sequence_length),
@@ -314,7 +354,8 @@ class Trainer:
                     f"{section}.{key} is {value}, but {found.folder} was trained with {state[key]}: "
                     "the order of samples would change; set it back, or start anew from its weights"
                 )
-        found.read_into(weight_pieces(self.stage))
+        for stage in self.model.stages.values():
+            found.read_into(weight_pieces(stage))
         names = found.tensors()
         pieces = optimizer_pieces(self.optimizer)
         if any(piece.tensor in names for piece in pieces):
@@ -343,9 +384,11 @@ class Trainer:
             yield "note: the corpora are not those that the run began with: samples go on in another order"
 
 
-def train(config: "RunConfig", resume: str = "none", progress: Progress | None = None) -> TrainResult:
+def train(
+    config: "RunConfig", resume: str = "none", progress: Progress | None = None, world: Group | None = None
+) -> TrainResult:
     """Train as configured; see `Trainer`."""
-    with Trainer(config, resume, progress) as trainer:
+    with Trainer(config, resume, progress, world) as trainer:
         return trainer.run()
 
 
@@ -353,8 +396,8 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _find_checkpoint(folder: Path, resume: str) -> checkpoint.Checkpoint | None:
-    newest = checkpoint.newest_checkpoint(folder)
+def _find_checkpoint(folder: Path, resume: str, world: Group) -> checkpoint.Checkpoint | None:
+    newest = world.on_root(lambda: checkpoint.newest_checkpoint(folder))
     if resume == "none":
         if newest is not None:
             raise UserError(
@@ -363,8 +406,8 @@ def _find_checkpoint(folder: Path, resume: str) -> checkpoint.Checkpoint | None:
             )
         return None
     if resume == "auto":
-        return None if newest is None else checkpoint.Checkpoint.open(folder)
-    return checkpoint.Checkpoint.open(resume)
+        return None if newest is None else checkpoint.Checkpoint.open(folder, world)
+    return checkpoint.Checkpoint.open(resume, world)
 
 
 def _open_data(config: "RunConfig", tokenizer_sha256: str) -> tuple[Loader, list[HeldOut]]:
@@ -391,11 +434,12 @@ def _open_data(config: "RunConfig", tokenizer_sha256: str) -> tuple[Loader, list
     return loader, heldout
 
 
-def _throughput(config: "RunConfig") -> Throughput:
+def _throughput(config: "RunConfig", ranks: int) -> Throughput:
     length = config.data.sequence_length
     peak = config.run.peak_tflops
     return Throughput(
         model_flops(config.model, length),
         hardware_flops(config.model, length, config.recompute.of_stage(0)),
-        None if peak is None else peak * 1e12,
+        None if peak is None else ranks * peak * 1e12,
+        ranks,
     )

@@ -5,13 +5,13 @@
 
 from pytrain.collectives.counters import Counters
 from pytrain.collectives.group import Finished, Group, Handle, SharedError
-from pytrain.collectives.journal import CollectiveMismatch
+from pytrain.collectives.journal import CollectiveMismatchError
 from pytrain.collectives.settings import Settings
 from pytrain.collectives.table import Table, from_json, read_table
 from pytrain.collectives.wire import Limits
 
 __all__ = [
-    "CollectiveMismatch",
+    "CollectiveMismatchError",
     "Counters",
     "Finished",
     "Group",

@@ -1,9 +1,9 @@
 """Collective operations over messages between two: each is a generator of steps, in place, on flat arrays.
 
 A generator yields the messages that must be complete before it goes on, so the same code serves blocking and
-non-blocking operations, and runs in tests without MPI. Sizes are known on all sides: an empty piece sends nothing.
-All reductions add every piece in one order, at one member, and then hand the result out: all members get the same
-bits. Bytes are those that one member of n sends for an array of N bytes.
+non-blocking operations, and runs in tests without MPI. Sizes are known on all sides: an empty piece sends
+nothing. All reductions add every piece in one order, at one member, and then hand the result out: all members
+get the same bits. Bytes are those that one member of n sends for an array of N bytes.
 """
 
 from collections.abc import Sequence
@@ -66,9 +66,10 @@ def direct(wire: Wire, array: Array) -> Steps:
 
 
 def ring_reduce_scatter(wire: Wire, array: Array, bounds: Sequence[int]) -> Steps:
-    """Pieces go round and grow: piece i is added in the order i + 1, ..., n - 1, 0, ..., i. N (n - 1)/n bytes.
+    """Pieces go round and grow: N (n - 1)/n bytes to one neighbour.
 
-    A block is passed on as soon as it is added, while the next one is on its way.
+    Piece i is added in the order i + 1, ..., n - 1, 0, ..., i. A block is passed on as soon as it is added, while the
+    next one is on its way.
     """
     pieces = pieces_of(array, bounds)
     following, preceding = (wire.index + 1) % wire.size, (wire.index - 1) % wire.size
@@ -130,7 +131,7 @@ def halving_doubling(wire: Wire, array: Array) -> Steps:
 
 
 def _halve_and_double(wire: Wire, array: Array, bounds: Sequence[int]) -> Steps:
-    """Among the first len(bounds) - 1 members: halves are exchanged and added, then gathered back the same way."""
+    """Among the first len(bounds) - 1 members: halves are exchanged and added, then gathered back."""
     core = len(bounds) - 1
     low, high = 0, core  # pieces that this member still adds
     scratch = wire.scratch(array.dtype, array.size - array.size // 2)

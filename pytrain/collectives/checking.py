@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pytrain.collectives.journal import CollectiveMismatch
+from pytrain.collectives.journal import CollectiveMismatchError
 from pytrain.collectives.wire import Array, Steps, Wire
 
 RECORD = 192  # bytes of an operation's description
@@ -27,7 +27,7 @@ def compare(wire: Wire, group: str, ranks: tuple[int, ...], text: str, steps: St
         steps: what follows.
 
     Raises:
-        CollectiveMismatch: on all members alike.
+        CollectiveMismatchError: on all members alike.
     """
     own = _record(text)
     heard = [own if member == wire.index else np.empty_like(own) for member in range(wire.size)]
@@ -37,7 +37,7 @@ def compare(wire: Wire, group: str, ranks: tuple[int, ...], text: str, steps: St
     yield requests
     if any(not np.array_equal(own, record) for record in heard):
         told = "; ".join(f"rank {rank}: {_text(record)}" for rank, record in zip(ranks, heard, strict=True))
-        raise CollectiveMismatch(f"the members of group {group} are at different operations: {told}")
+        raise CollectiveMismatchError(f"the members of group {group} are at different operations: {told}")
     return (yield from steps)
 
 
@@ -52,12 +52,12 @@ def receive_checked(
     """The other end: receives only what it expects.
 
     Raises:
-        CollectiveMismatch: the sender, `rank` in the world, describes another message.
+        CollectiveMismatchError: the sender, `rank` in the world, describes another message.
     """
     record = np.empty(RECORD, np.uint8)
     yield wire.receive(record, source)
     if _text(record) != text:
-        raise CollectiveMismatch(
+        raise CollectiveMismatchError(
             f"group {group}: this rank waits for {text}, but rank {rank} sends {_text(record)}"
         )
     yield payload.receive(array, source)

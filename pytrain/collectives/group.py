@@ -44,7 +44,8 @@ class Group:
     Operations on arrays work in place on C-contiguous arrays of any shape, taken as flat; each has a form
     that `start_`s it and gives a handle. All members call them in the same order with the same sizes, dtypes
     and options. Sums are of float32, float64, or uint16 arrays that hold `half` ("bf16" or "fp16") numbers,
-    which are added in fp32 and rounded once (once a level by "two_level"). Every member gets the same bits.
+    which are added in fp32 and rounded once (once a level by "two_level"); `half` says nothing of other arrays.
+    Every member gets the same bits.
     `bounds` cuts an array into one piece per member: array[bounds[i] : bounds[i + 1]] is that of member i; by
     default nearly equal pieces. `algorithm` overrides the table (see `pytrain.collectives.table`).
     """
@@ -71,7 +72,7 @@ class Group:
 
     @property
     def phase(self) -> str:
-        """What this process is doing, for the watchdog's report; setting it also tells the watchdog of life."""
+        """What this process is doing, for the watchdog's report; setting it is a sign of life."""
         return ""
 
     @phase.setter
@@ -201,7 +202,7 @@ class Group:
         """Compare what all members have done so far, once a step.
 
         Raises:
-            CollectiveMismatch: on all members, naming those that differ and their last operations.
+            CollectiveMismatchError: on all members, naming those that differ and their last operations.
         """
 
     def close(self) -> None:

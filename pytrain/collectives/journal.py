@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 LAST_OPERATIONS = 64
 
 
-class CollectiveMismatch(RuntimeError):
+class CollectiveMismatchError(RuntimeError):
     """Members of a group are at different operations: a bug in the program, or settings that differ."""
 
 
@@ -150,7 +150,8 @@ def _unpaired(name: str, histories: Mapping[int, History], source: int, to: int,
     received = histories[to].received.get((source, tag), Stream())
     return (
         f"group {name}, tag {tag}: {_ranks([source], histories)} sent {sent.count} messages to "
-        f"{_ranks([to], histories)} (last: {sent.last}), which received {received.count} (last: {received.last})"
+        f"{_ranks([to], histories)} (last: {sent.last}), which received {received.count} "
+        f"(last: {received.last})"
     )
 
 

@@ -11,7 +11,7 @@ from pytrain.collectives import algorithms, mpi_transport
 from pytrain.collectives.checking import compare, receive_checked, send_checked
 from pytrain.collectives.counters import Counters
 from pytrain.collectives.group import Array, Group, Handle
-from pytrain.collectives.journal import CollectiveMismatch, History, Journal, differences
+from pytrain.collectives.journal import CollectiveMismatchError, History, Journal, differences
 from pytrain.collectives.mpi_transport import MpiTransport
 from pytrain.collectives.objects import barrier, broadcast_object, gather_objects
 from pytrain.collectives.process import Place, Process, crowding, this_place
@@ -89,7 +89,7 @@ class MpiGroup(Group):
 
     @property
     def phase(self) -> str:
-        """What this process is doing, for the watchdog's report; setting it also tells the watchdog of life."""
+        """What this process is doing, for the watchdog's report; setting it is a sign of life."""
         return self.process.journal.phase
 
     @phase.setter
@@ -105,7 +105,7 @@ class MpiGroup(Group):
         operation: Operation = "sum",
         algorithm: str | None = None,
     ) -> Handle:
-        flat = _summable(array, half, operation)
+        flat, half = _summable(array, half, operation)
         name = algorithm or self._algorithm("all_reduce", half, flat.nbytes)
         wire = self._wire("all_reduce", half, operation)
         if name == "two_level":
@@ -121,7 +121,7 @@ class MpiGroup(Group):
         half: str | None = None,
         algorithm: str | None = None,
     ) -> Handle:
-        flat = _summable(array, half, "sum")
+        flat, half = _summable(array, half, "sum")
         cuts = self._bounds(flat, bounds)
         name = algorithm or self._algorithm("reduce_scatter", half, flat.nbytes)
         wire = self._wire("reduce_scatter", half)
@@ -211,7 +211,7 @@ class MpiGroup(Group):
         told = differences(self._key, dict(enumerate(found))) if found else []
         told = self._internal(broadcast_object, told)
         if told:
-            raise CollectiveMismatch("; ".join(told))
+            raise CollectiveMismatchError("; ".join(told))
 
     def close(self) -> None:
         del self.process.journal.histories[self._key]
@@ -340,11 +340,12 @@ def _flat(array: Array, write: bool = True) -> Array:
     return array.reshape(-1)
 
 
-def _summable(array: Array, half: str | None, operation: Operation) -> Array:
-    """The same for what is to be added."""
+def _summable(array: Array, half: str | None, operation: Operation) -> tuple[Array, str | None]:
+    """The same for what is to be added, and what its numbers are if they have 16 bits."""
     if array.dtype == np.uint16:
         if half not in ("bf16", "fp16") or operation != "sum":
             raise ValueError("uint16 arrays are summed as half = 'bf16' or 'fp16' numbers, and only summed")
-    elif array.dtype not in (np.float32, np.float64) or half is not None:
-        raise ValueError(f"sums are of float32, float64, bf16 and fp16 arrays, not {array.dtype}, {half=}")
-    return _flat(array)
+        return _flat(array), half
+    if array.dtype not in (np.float32, np.float64):
+        raise ValueError(f"sums are of float32, float64, bf16 and fp16 arrays, not of {array.dtype}")
+    return _flat(array), None

@@ -1,4 +1,4 @@
-"""Messages over MPI, and MPI's own collective operations as steps. Imports mpi4py: only for groups of many."""
+"""Messages over MPI, and MPI's own collective operations as steps. Imports mpi4py."""
 
 import time
 from collections.abc import Sequence

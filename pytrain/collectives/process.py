@@ -39,8 +39,8 @@ def crowding(places: Sequence[Place], node: int) -> str | None:
     cores = frozenset[int]().union(*(place.cores for place in local))
     if threads > len(cores):
         return (
-            f"{len(local)} ranks on {local[0].host} run {threads} threads on {len(cores)} cores and will hinder "
-            "each other; lower OMP_NUM_THREADS, or start fewer ranks"
+            f"{len(local)} ranks on {local[0].host} run {threads} threads on {len(cores)} cores and will "
+            "hinder each other; lower OMP_NUM_THREADS, or start fewer ranks"
         )
     tight = next((place for place in local if place.threads > len(place.cores)), None)
     if tight is not None:

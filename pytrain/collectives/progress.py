@@ -29,7 +29,7 @@ class Running:
         """Whether the operation is done; moves it on if it can, without waiting.
 
         Raises:
-            CollectiveMismatch: members are at different operations.
+            CollectiveMismatchError: members are at different operations.
         """
         if not self.done:
             self._progress.poll()
@@ -40,7 +40,7 @@ class Running:
         """Return when the operation is done, with its result if it has one (operations on objects).
 
         Raises:
-            CollectiveMismatch: members are at different operations.
+            CollectiveMismatchError: members are at different operations.
         """
         if not self.done:
             started = time.perf_counter()

@@ -14,11 +14,11 @@ class Settings:
     """The same on all ranks."""
 
     own: bool = False
-    """Only algorithms of our own over point-to-point messages; else MPI's may serve where the table says so."""
+    """Only algorithms of our own over point-to-point messages; else MPI's serve where the table says so."""
     deterministic: bool = True
     """Reductions in a fixed order only: MPI's own are out."""
     check: Literal["step", "each"] = "step"
-    """When members compare what they are doing: in `check_sequence()` alone, or before every operation too."""
+    """When members compare what they are doing: in `check_sequence()` alone, or before each operation."""
     progress: Literal["test", "thread"] = "test"
     """Who moves non-blocking operations on: `poll()` between other work, or a thread."""
     spin: bool | None = None

@@ -29,7 +29,8 @@ class Staging:
             return found
         if self._free:  # it was too small: the new one replaces it, so that the pool stays as wide as its use
             self._free.remove(max(self._free, key=lambda buffer: buffer.elements))
-        return native().Buffer(self._device, max(1, -(-size // WORD)), "fp32", "staging")
+        made: Buffer = native().Buffer(self._device, max(1, -(-size // WORD)), "fp32", "staging")
+        return made
 
     def give_back(self, buffer: "Buffer") -> None:
         """Make a buffer free for the next taker."""

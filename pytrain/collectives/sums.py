@@ -50,8 +50,8 @@ def add_halves_in_order(
         total: float32 scratch of own's shape.
         half: "bf16" or "fp16".
     """
-    first, *others = (*before, own, *after)
-    device.convert(total, first, half)
-    for other in others:
-        device.add(total, other, half)
+    terms = [*before, own, *after]
+    device.convert(total, terms[0], half)
+    for term in terms[1:]:
+        device.add(total, term, half)
     device.convert(own, total, half)

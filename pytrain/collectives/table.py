@@ -18,6 +18,8 @@ ALGORITHMS: dict[str, tuple[str, ...]] = {
     "broadcast": ("tree", "mpi"),
 }
 """By kind of operation. "mpi" is MPI's own; the others go over its point-to-point messages."""
+FEW = 8
+"""Up to so many ranks everybody may talk to everybody at once."""
 ROUNDS_EACH_HOP = ("ring", "halving_doubling", "mpi")
 """Reductions that would round 16-bit numbers more than once a level."""
 
@@ -65,17 +67,15 @@ class Eligible:
 def default_ranges(kind: str, ranks: int, nodes: int) -> tuple[Range, ...]:
     """Without a measurement: few rounds for small arrays, few bytes and neighbours for large ones."""
     if kind == "all_reduce":
-        large = ("two_level", "direct", "ring") if 1 < nodes < ranks else ("direct", "ring")
-        if ranks > 16:
-            large = tuple(name for name in large if name != "direct") + ("direct",)
+        flat = ("direct", "ring") if ranks <= FEW else ("ring", "direct")
         return (
-            Range(4096 if ranks <= 8 else 0, ("exchange",)),
+            Range(4096 if ranks <= FEW else 0, ("exchange",)),
             Range(65536, ("halving_doubling", "direct")),
-            Range(math.inf, large),
+            Range(math.inf, ("two_level", *flat) if 1 < nodes < ranks else flat),
         )
     if kind == "broadcast":
         return (Range(math.inf, ("tree",)),)
-    return (Range(math.inf, ("direct", "ring") if ranks <= 16 else ("ring", "direct")),)
+    return (Range(math.inf, ("direct", "ring") if ranks <= FEW else ("ring", "direct")),)
 
 
 class Choice:
@@ -160,7 +160,8 @@ def from_json(value: Any, source: str) -> Table:
     """
     if not isinstance(value, Mapping) or value.get("format") != FORMAT:
         raise UserError(
-            f"{source}: not a table of collectives of format {FORMAT}; `pytrain info --collectives` writes one"
+            f"{source}: not a table of collectives of format {FORMAT}; "
+            "`pytrain info --collectives` writes one"
         )
     try:
         return Table(tuple(_entry(entry) for entry in value["measured"]), str(value["machine"]))

@@ -231,8 +231,12 @@ class ParallelSection(Section):
     sequence_parallel: bool = Field(
         default=False, description="Split norms over the tensor-parallel ranks along the sequence."
     )
-    schedule: Literal["1f1b"] = Field(
-        default="1f1b", description="Order of forward and backward passes in the pipeline."
+    schedule: Literal["1f1b", "gpipe", "interleaved", "zero-bubble"] = Field(
+        default="1f1b",
+        description="Order of forward and backward passes in the pipeline; `pytrain plan` draws them.",
+    )
+    chunks: int = Field(
+        default=1, gt=0, description="Stages that each pipeline rank holds, for schedule = interleaved."
     )
 
 

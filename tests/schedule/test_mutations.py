@@ -187,7 +187,7 @@ def test_mutants_from_before_lowering_are_rejected(seed: int) -> None:
     random = Random(seed)
     for _ in range(300):
         schedule = random.choice(SCHEDULES)
-        programs = build((schedule, random.randint(1, 4), random.randint(1, 6), 1))
+        programs = build((schedule, random.randint(1, 4), random.randint(2, 6), 1))
         rank = random.randrange(len(programs.ranks))
         program = programs.ranks[rank]
         place = random.randrange(len(program))

@@ -1,0 +1,109 @@
+"""What one rank is made of: its place, its stages, its optimizer, and the programs that it runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytrain.engine import Engine
+from pytrain.errors import UserError
+from pytrain.grid import Grid
+from pytrain.native import native
+from pytrain.optimizer import AdamW
+from pytrain.parallel import build_groups
+from pytrain.schedule import Lowered, Program, check, forward_only_pipeline, lower, programs_of
+from pytrain.stage import Stage, native_policy, native_shape
+
+if TYPE_CHECKING:
+    from pytrain import _native
+    from pytrain.collectives import Group
+    from pytrain.config import RunConfig
+
+EVALUATION_BATCHES = 8  # micro-batches per evaluation program: bounds what is in memory at once
+
+
+def stage_ops(layers: int, stage: int, stages: int) -> tuple[int, int]:
+    """[first, last) ops of a pipeline stage: layers cut evenly, embedding and head at the ends.
+
+    Raises:
+        UserError: fewer layers than stages.
+    """
+    if layers < stages:
+        raise UserError(
+            f"parallel.pp times parallel.chunks is {stages}, more than model.layers ({layers}); lower them"
+        )
+    first, last = (layers * (stage + edge) // stages for edge in (0, 1))
+    return 0 if stage == 0 else 1 + 4 * first, 4 * layers + 4 if stage == stages - 1 else 1 + 4 * last
+
+
+class RankModel:
+    """The model's part of one rank.
+
+    Args:
+        config: the whole run.
+        world: all ranks; there must be dp * pp * tp of them.
+
+    Raises:
+        UserError: another number of ranks, or a grid that the model cannot be cut into.
+    """
+
+    def __init__(self, config: RunConfig, world: Group) -> None:
+        self.config = config
+        parallel, model = config.parallel, config.model
+        wanted = parallel.dp * parallel.pp * parallel.tp
+        if world.size != wanted:
+            raise UserError(
+                f"parallel.dp * pp * tp is {parallel.dp} * {parallel.pp} * {parallel.tp} = {wanted}, but there are "
+                f"{world.size} ranks; start as many, for example with mpiexec -n {wanted}"
+            )
+        self.grid = Grid(parallel.dp, parallel.pp, parallel.tp, world.rank)
+        self.device: _native.CpuDevice = native().CpuDevice()
+        self.groups = build_groups(self.grid, world, native_shape(model), model.tied_head)
+        self._chunks = parallel.chunks if parallel.schedule == "interleaved" and parallel.pp > 1 else 1
+        programs = programs_of(parallel.schedule, parallel.pp, config.micro_batches, self._chunks)
+        self.training = lower(programs, tied=model.tied_head and parallel.pp > 1)
+        check(self.training)
+        self._evaluation = {
+            count: self._evaluation_program(count) for count in range(1, EVALUATION_BATCHES + 1)
+        }
+        stages = programs.stages
+        self.stages = {number: self._stage(number) for number in range(self.grid.pp_rank, stages, parallel.pp)}
+        self.optimizer = AdamW(list(self.stages.values()), config.optimizer, self.groups)
+        buffers = {number: self.training.gradient_buffers[number] for number in self.stages}
+        self.engine = Engine(self.stages, self.optimizer, self.groups, buffers)
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether this rank embeds tokens or takes the loss."""
+        return self.grid.pp_rank in (0, self.grid.pp - 1)
+
+    @property
+    def training_program(self) -> Program:
+        """This rank's part of a training step."""
+        return self.training.ranks[self.grid.pp_rank]
+
+    def evaluation_program(self, micro_batches: int) -> Program:
+        """This rank's part of a pass over up to EVALUATION_BATCHES micro-batches without gradients."""
+        return self._evaluation[micro_batches].ranks[self.grid.pp_rank]
+
+    def _evaluation_program(self, micro_batches: int) -> Lowered:
+        return lower(forward_only_pipeline(self.grid.pp, micro_batches, self._chunks))
+
+    def _stage(self, number: int) -> Stage:
+        config, parallel = self.config, self.config.parallel
+        first_op, last_op = stage_ops(config.model.layers, number, self.training.stages)
+        slots = max(lowered.slots[number] for lowered in (self.training, *self._evaluation.values()))
+        return Stage(
+            self.device,
+            config.model,
+            native_policy(config.precision),
+            batch=config.batch.micro_batch,
+            length=config.data.sequence_length,
+            recompute=config.recompute.of_stage(self.grid.pp_rank),
+            first_op=first_op,
+            last_op=last_op,
+            tp_rank=self.grid.tp_rank,
+            tp_size=parallel.tp,
+            slots=slots,
+            shards=parallel.dp if parallel.zero else 1,
+            defer_weight=parallel.schedule == "zero-bubble" and parallel.pp > 1,
+        )
