@@ -68,8 +68,8 @@ def direct(wire: Wire, array: Array) -> Steps:
 def ring_reduce_scatter(wire: Wire, array: Array, bounds: Sequence[int]) -> Steps:
     """Pieces go round and grow: N (n - 1)/n bytes to one neighbour.
 
-    Piece i is added in the order i + 1, ..., n - 1, 0, ..., i. A block is passed on as soon as it is added, while the
-    next one is on its way.
+    Piece i is added in the order i + 1, ..., n - 1, 0, ..., i. A block is passed on as soon as it
+    is added, while the next one is on its way.
     """
     pieces = pieces_of(array, bounds)
     following, preceding = (wire.index + 1) % wire.size, (wire.index - 1) % wire.size

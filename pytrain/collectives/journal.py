@@ -33,7 +33,6 @@ class Journal:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.label = ""
-        self.open = 0  # operations under way
         self.last_move = clock()
         self.entries: deque[Entry] = deque(maxlen=LAST_OPERATIONS)
         self.histories: dict[str, History] = {}  # by group key
@@ -58,13 +57,16 @@ class Journal:
         entry = Entry(group, text, self.clock())
         self.last_move = entry.started
         self.entries.append(entry)
-        self.open += 1
         return entry
 
     def end(self, entry: Entry) -> None:
         """Note its end."""
         self.last_move = entry.finished = self.clock()
-        self.open -= 1
+
+    @property
+    def waiting(self) -> bool:
+        """Whether one of the last operations has not ended."""
+        return any(entry.finished is None for entry in list(self.entries))
 
     def idle(self) -> float:
         """Seconds since the last movement."""

@@ -1,7 +1,7 @@
 """Ends a job that hangs, and says where: a thread per rank, with a communicator of its own.
 
-A rank that has waited for long tells rank 0, which asks every rank when it moved last. If none did for that long,
-nobody ever will: rank 0 prints what each did, names those that went another way, and aborts.
+A rank that has waited for long tells rank 0, which asks every rank when it moved last. If none did for that
+long, nobody ever will: rank 0 prints what each did, names those that went another way, and aborts.
 """
 
 from __future__ import annotations
@@ -37,9 +37,12 @@ class Report:
     """Of its groups."""
 
 
-def report_of(journal: Journal) -> Report:
-    """What this process says."""
-    return Report(journal.label, journal.phase, journal.idle(), journal.lines(), dict(journal.histories))
+def report_of(journal: Journal, seconds: float) -> Report:
+    """What this process says; while it moves only that it does, as its histories change meanwhile."""
+    idle = journal.idle()
+    if idle < seconds:
+        return Report(journal.label, journal.phase, idle, [])
+    return Report(journal.label, journal.phase, idle, journal.lines(), dict(journal.histories))
 
 
 def is_stuck(reports: Mapping[int, Report], seconds: float) -> bool:
@@ -99,6 +102,7 @@ class Watchdog:
         self._asked_at: float | None = None
         self._answers: dict[int, Report] = {}
         self._noticed_at: float | None = None
+        self._heeded = False  # rank 0 has asked since
         self._stop = threading.Event()
         self._pending: list[MPI.Request] = []
         self._thread = threading.Thread(target=self._run, name="pytrain watchdog", daemon=True)
@@ -113,7 +117,7 @@ class Watchdog:
         while not self._stop.wait(self._pause):
             while (message := self._next_message()) is not None:
                 self._hear(*message)
-            if self._journal.open and self._journal.idle() >= self._seconds:
+            if self._journal.waiting and self._journal.idle() >= self._seconds:
                 self._notice()
             else:
                 self._noticed_at = None
@@ -138,25 +142,28 @@ class Watchdog:
         if tag == NOTICE and self._asked_at is None:
             self._ask()
         elif tag == QUESTION:
-            self._noticed_at = None  # rank 0 is alive and sees to it
-            self._send(report_of(self._journal), source, ANSWER)
+            self._heeded = True
+            self._send(report_of(self._journal, self._seconds), source, ANSWER)
         elif tag == ANSWER:
             self._answers[source] = value
 
     def _notice(self) -> None:
         """This rank has waited too long: tell rank 0, or end the job if that does not answer either."""
-        if self._rank == 0:
-            if self._asked_at is None:
+        now = self._journal.clock()
+        since = now - self._noticed_at if self._noticed_at is not None else None
+        if since is None or (self._heeded and since > self._seconds):
+            self._noticed_at, self._heeded = now, False
+            if self._rank:
+                self._send(None, 0, NOTICE)
+            elif self._asked_at is None:
                 self._ask()
-        elif self._noticed_at is None:
-            self._noticed_at = self._journal.clock()
-            self._send(None, 0, NOTICE)
-        elif self._journal.clock() - self._noticed_at > 2 * self._patience + self._seconds:
-            self._end({self._rank: report_of(self._journal)})
+        elif not self._heeded and since > self._seconds + 2 * self._patience:
+            self._end({self._rank: report_of(self._journal, self._seconds)})
 
     def _ask(self) -> None:
         self._asked_at = self._journal.clock()
         self._answers = {}
+        self._heeded = True
         for other in range(1, self._ranks):
             self._send(None, other, QUESTION)
 
@@ -165,7 +172,7 @@ class Watchdog:
         late = self._journal.clock() - asked_at > self._patience
         if len(self._answers) < self._ranks - 1 and not late:
             return
-        reports = {0: report_of(self._journal), **self._answers}
+        reports = {0: report_of(self._journal, self._seconds), **self._answers}
         self._asked_at = None
         if is_stuck(reports, self._seconds):
             self._end(reports)

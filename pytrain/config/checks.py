@@ -181,17 +181,54 @@ def _something_to_sample(every: int, prompts: tuple[str, ...]) -> str | None:
     return f"sample.every is {every}, but sample.prompts is empty; add a prompt or set it to 0"
 
 
-def _one_process(dp: int, pp: int, tp: int, zero: int, sequence_parallel: bool) -> str | None:
-    """The one place that holds this version to one process."""
-    given = {"dp": (dp, 1), "pp": (pp, 1), "tp": (tp, 1), "zero": (zero, 0)}
-    beyond = [f"{name} = {value}" for name, (value, single) in given.items() if value != single]
-    if sequence_parallel:
-        beyond.append("sequence_parallel = true")
-    if not beyond:
+def _zero_up_to_one(zero: int) -> str | None:
+    """The one place that holds this version to ZeRO 0 and 1."""
+    if zero <= 1:
+        return None
+    return f"parallel.zero is {zero}, and this version shards optimizer state alone; use 0 or 1"
+
+
+def _no_sequence_parallelism(sequence_parallel: bool) -> str | None:
+    """The one place that holds this version to whole norms on every tensor-parallel rank."""
+    if not sequence_parallel:
+        return None
+    return "parallel.sequence_parallel is not there in this version; set it to false"
+
+
+def _reduction_as_stored(reduction: str, gradients: str, dp: int) -> str | None:
+    if dp == 1 or reduction == gradients:
         return None
     return (
-        f"parallel.{', parallel.'.join(beyond)} needs several processes, and this version trains in one; "
-        f"remove it from [parallel]"
+        f'precision.gradient_reduction ("{reduction}") differs from precision.gradients ("{gradients}"), and '
+        f"gradients travel as they are stored in this version; make them equal"
+    )
+
+
+def _samples_need_one_rank(every: int, pp: int, tp: int) -> str | None:
+    if every == 0 or pp * tp == 1:
+        return None
+    return (
+        f"sample.every is {every}, but no rank holds the whole model with parallel.pp {pp} and parallel.tp {tp}; "
+        f"set it to 0 and use `pytrain generate` on a checkpoint"
+    )
+
+
+def _chunks_for_interleaving(chunks: int, schedule: str, pp: int) -> str | None:
+    if schedule == "interleaved":
+        if chunks > 1 and pp > 1:
+            return None
+        return f"parallel.chunks ({chunks}) and parallel.pp ({pp}) must both be at least 2 for interleaved"
+    if chunks == 1:
+        return None
+    return f'parallel.chunks is {chunks}, but only schedule "interleaved" has several per rank; set it to 1'
+
+
+def _full_recompute_now(policy: tuple[str, ...], schedule: str, pp: int) -> str | None:
+    if "full" not in policy or schedule != "zero-bubble" or pp == 1:
+        return None
+    return (
+        'recompute.policy "full" does not go with schedule "zero-bubble", whose weight gradients come late; '
+        "use none or selective"
     )
 
 
@@ -211,8 +248,10 @@ RUN_CHECKS = (
     Check(("checkpoint.keep_every", "checkpoint.every"), _kept_steps_are_saved),
     Check(("evaluation.every", "data.heldout"), _something_to_evaluate),
     Check(("sample.every", "sample.prompts"), _something_to_sample),
-    Check(
-        ("parallel.dp", "parallel.pp", "parallel.tp", "parallel.zero", "parallel.sequence_parallel"),
-        _one_process,
-    ),
+    Check(("parallel.zero",), _zero_up_to_one),
+    Check(("parallel.sequence_parallel",), _no_sequence_parallelism),
+    Check(("precision.gradient_reduction", "precision.gradients", "parallel.dp"), _reduction_as_stored),
+    Check(("sample.every", "parallel.pp", "parallel.tp"), _samples_need_one_rank),
+    Check(("parallel.chunks", "parallel.schedule", "parallel.pp"), _chunks_for_interleaving),
+    Check(("recompute.policy", "parallel.schedule", "parallel.pp"), _full_recompute_now),
 )
