@@ -79,9 +79,7 @@ def arithmetic_bound(device: "CpuDevice") -> Iterator[tuple[str, int, Work]]:
     yield (
         "attention backward",
         flops * 5 // 2,
-        lambda: device.attention_backward(
-            dq, dk, dv, delta, dout, out, lse, q, k, v, heads=HEADS, kv_heads=HEADS
-        ),
+        lambda: device.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, heads=HEADS, kv_heads=HEADS),
     )
 
 

@@ -48,9 +48,7 @@ def product_gflops(device: CpuDevice, m: int, n: int, k: int, kind: str, runs: i
 
 @click.command()
 @click.option("--threads", type=click.IntRange(min=1), help="Only this many (default: 1, 2, 4, ... cores).")
-@click.option(
-    "--runs", type=click.IntRange(min=1), default=10, show_default=True, help="The best of how many."
-)
+@click.option("--runs", type=click.IntRange(min=1), default=10, show_default=True, help="The best of how many.")
 def command(threads: int | None, runs: int) -> None:
     """Measure the products of a GPT-2 124M step and print them as shares of the peak."""
     device_class = native().CpuDevice

@@ -67,9 +67,7 @@ def thread_counts(most: int) -> list[int]:
 
 @click.command()
 @click.option("--threads", type=click.IntRange(min=1), help="The most threads (default: all cores).")
-@click.option(
-    "--mebibytes", type=click.IntRange(min=1), default=256, show_default=True, help="Of the arrays."
-)
+@click.option("--mebibytes", type=click.IntRange(min=1), default=256, show_default=True, help="Of the arrays.")
 def command(threads: int | None, mebibytes: int) -> None:
     """Measure peak FLOP/s and memory bandwidth, per number of threads."""
     device_class = native().CpuDevice

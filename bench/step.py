@@ -24,25 +24,13 @@ from .peak import peak_gflops
 
 @click.command()
 @click.option("--preset", default="gpt2-124m", show_default=True, type=click.Choice(sorted(PRESETS)))
-@click.option(
-    "--batch", default=4, show_default=True, type=click.IntRange(min=1), help="Sequences at a time."
-)
-@click.option(
-    "--length", default=256, show_default=True, type=click.IntRange(min=1), help="Tokens per sequence."
-)
-@click.option(
-    "--steps", default=5, show_default=True, type=click.IntRange(min=1), help="Steps that are timed."
-)
-@click.option(
-    "--accumulate", default=1, show_default=True, type=click.IntRange(min=1), help="Micro-batches a step."
-)
+@click.option("--batch", default=4, show_default=True, type=click.IntRange(min=1), help="Sequences at a time.")
+@click.option("--length", default=256, show_default=True, type=click.IntRange(min=1), help="Tokens per sequence.")
+@click.option("--steps", default=5, show_default=True, type=click.IntRange(min=1), help="Steps that are timed.")
+@click.option("--accumulate", default=1, show_default=True, type=click.IntRange(min=1), help="Micro-batches a step.")
 @click.option("--dtype", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"]))
-@click.option(
-    "--recompute", default="none", show_default=True, type=click.Choice(["none", "selective", "full"])
-)
-def command(
-    preset: str, batch: int, length: int, steps: int, accumulate: int, dtype: str, recompute: str
-) -> None:
+@click.option("--recompute", default="none", show_default=True, type=click.Choice(["none", "selective", "full"]))
+def command(preset: str, batch: int, length: int, steps: int, accumulate: int, dtype: str, recompute: str) -> None:
     """Time training steps on random tokens."""
     from pytrain.train import Trainer
 

@@ -87,9 +87,7 @@ def run(folder: Path, say: Say = print, steps: int | None = None) -> DemoResult:
     tables["data"] |= {"train": [str(data / "train")], "heldout": [str(data / "heldout")]}
     tables["evaluation"] = {"every": int(recipe["run.steps"]), "batches": 0}
     config = build(tables, "the demo's configuration")
-    say(
-        f"training {_millions(config)} parameters for {config.run.steps} steps of {config.step_tokens} tokens"
-    )
+    say(f"training {_millions(config)} parameters for {config.run.steps} steps of {config.step_tokens} tokens")
     with Trainer(config) as trainer:
         result = trainer.run()
         if result.stopped or result.last is None:
@@ -186,9 +184,7 @@ def modules(library: Path) -> Iterator[tuple[str, list[str]]]:
             continue
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.suffix == ".py" else []
         texts = [
-            text
-            for file in files
-            if not SKIPPED & set(file.parts[len(library.parts) :]) and (text := read(file))
+            text for file in files if not SKIPPED & set(file.parts[len(library.parts) :]) and (text := read(file))
         ]
         if texts:
             yield path.stem, texts

@@ -101,9 +101,7 @@ class Engine:
         training = any(action.kind is Kind.UPDATE for action in program)
         self._native_seconds = 0.0
         self._prepare(batches, loss_scale, training)
-        last_weight = {
-            action.stage: index for index, action in enumerate(program) if action.kind in WEIGHT_GRADIENT
-        }
+        last_weight = {action.stage: index for index, action in enumerate(program) if action.kind in WEIGHT_GRADIENT}
         update = None
         for index, action in enumerate(program):
             if action.kind is Kind.UPDATE:
@@ -130,9 +128,7 @@ class Engine:
         """Loss and count that this rank adds to the world's: each replica's last stage speaks once."""
         if self.last_stage is None or self.groups.tp.rank:
             return np.zeros(2)
-        sums: NDArray[np.float64] = self.stages[self.last_stage].scalars[
-            [Scalar.LOSS_SUM, Scalar.TARGET_COUNT]
-        ]
+        sums: NDArray[np.float64] = self.stages[self.last_stage].scalars[[Scalar.LOSS_SUM, Scalar.TARGET_COUNT]]
         return sums
 
     def _update(self, learning_rate: float, loss_scale: float) -> UpdateResult:
@@ -174,7 +170,13 @@ class Engine:
             return None
         state = self.optimizer.state_of(stage)
         tied = _tied_bucket(stage) if self.groups.tied.size > 1 else None
-        return lambda bucket: None if bucket == tied else state.start_reduction(bucket)
+
+        def ready(bucket: int) -> None:
+            if bucket != tied:
+                state.start_reduction(bucket)
+            self.groups.world.poll()  # moves on what was started before
+
+        return ready
 
     # --- what crosses ranks ----------------------------------------------------------------------------
 

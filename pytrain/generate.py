@@ -157,9 +157,7 @@ class LoadedModel:
         ]
         self.checkpoint.read_into(
             [
-                TensorPiece(
-                    "", spec.name, dtype, spec.shape, 0, Stage.slice_of(self.weights[spec.bucket], spec)
-                )
+                TensorPiece("", spec.name, dtype, spec.shape, 0, Stage.slice_of(self.weights[spec.bucket], spec))
                 for spec in self.layout.tensors
             ],
             convert_dtype=True,

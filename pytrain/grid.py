@@ -145,7 +145,5 @@ def read_rank_map(path: Path, dp: int, pp: int, tp: int) -> list[int]:
             raise UserError(f"{path}: ranks {places[place]} and {rank} are both at {d} {p} {t}")
         places[place] = rank
     if len(places) != dp * pp * tp:
-        raise UserError(
-            f"{path} places {len(places)} ranks, but the grid {dp} x {pp} x {tp} has {dp * pp * tp}"
-        )
+        raise UserError(f"{path} places {len(places)} ranks, but the grid {dp} x {pp} x {tp} has {dp * pp * tp}")
     return [places[place] for place in range(len(places))]

@@ -107,9 +107,7 @@ def cpu_model() -> str:
             values.setdefault(name.strip(), value.strip())
     if "model name" in values:
         return values["model name"]
-    parts = [
-        f"{name} {values[name]}" for name in ("CPU implementer", "CPU part", "CPU variant") if name in values
-    ]
+    parts = [f"{name} {values[name]}" for name in ("CPU implementer", "CPU part", "CPU variant") if name in values]
     return ", ".join(parts) or platform.processor() or UNKNOWN
 
 

@@ -8,6 +8,7 @@ An exception in one rank prints its traceback with the rank's label and ends the
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from pytrain.collectives.mpi_group import MpiGroup
+    from pytrain.collectives.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ def foreign_library(launcher: Launcher, library: str, version: str) -> str:
     words = " ".join(version.split())
     count = str(launcher.ranks) if launcher.variable != "PMIX_RANK" else "several"
     return (
-        f"{launcher.name} started {count} processes ({launcher.variable}), but each sees an MPI world of size "
-        f"1: mpi4py has loaded {library} ({words}), which does not belong to that launcher; start with the "
-        "mpiexec of that library, or install an mpi4py for the launcher's"
+        f"{launcher.name} started {count} processes ({launcher.variable}), but each sees an MPI world of "
+        f"size 1: mpi4py has loaded {library} ({words}), which does not belong to that launcher; start with "
+        "the mpiexec of that library, or install an mpi4py for the launcher's"
     )
 
 
@@ -91,12 +93,11 @@ def _mpi() -> MPI.Intracomm:
             f"several ranks need an MPI library, and none can be loaded ({str(error).splitlines()[0]}); "
             "`pip install mpich` brings one with its mpiexec"
         ) from None
-    if not MPI.Is_initialized():  # `pytrain info` only looks at the library
+    if not MPI.Is_initialized():  # who only looks at the library imports mpi4py without starting it
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        atexit.register(MPI.Finalize)
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
-        raise UserError(
-            "this MPI library was started without MPI_THREAD_MULTIPLE, which progress and watchdog need"
-        )
+        raise UserError("this MPI library was started without MPI_THREAD_MULTIPLE, which progress and watchdog need")
     return MPI.COMM_WORLD
 
 
@@ -128,22 +129,90 @@ def world(
             raise UserError(foreign_library(launcher, library, MPI.Get_library_version().split("\n")[0]))
         yield Group()
         return
-    with _ending_together(communicator):
-        yield from _start(communicator, settings or Settings())
+    ranks_of_job = _Ranks(communicator)
+    try:
+        yield ranks_of_job.start(settings or Settings())
+        ranks_of_job.finish()
+    except SharedError:
+        ranks_of_job.stop_threads()
+        if communicator.Get_rank() > 0:
+            raise SystemExit(int(ExitCode.BAD_INPUT)) from None  # rank 0 says it
+        raise
+    except BaseException as error:
+        ranks_of_job.abort(error)
 
 
-def _start(communicator: MPI.Intracomm, settings: Settings) -> Iterator[Group]:
-    from pytrain.collectives.mpi_group import world_group
-    from pytrain.collectives.watchdog import Watchdog
+class _Ranks:
+    """What `world` starts and ends."""
 
-    group = world_group(settings, communicator)
-    _warn_of_crowding(group)
-    seconds = settings.watchdog_seconds
-    watchdog = Watchdog(communicator, group.process.journal, seconds) if seconds > 0 else None
-    _LABELS.set(group)
-    yield group
-    if watchdog is not None:
-        group.barrier()  # while every watchdog still answers
-        watchdog.close()
-    group.process.progress.close()
-    group.close()
+    def __init__(self, communicator: MPI.Intracomm) -> None:
+        self._communicator = communicator
+        self._group: MpiGroup | None = None
+        self._watchdog: Watchdog | None = None
+        self._thread_hook = threading.excepthook
+
+    def start(self, settings: Settings) -> Group:
+        from pytrain.collectives.mpi_group import world_group
+        from pytrain.collectives.watchdog import Watchdog
+
+        threading.excepthook = self._thread_failed
+        self._group = world_group(settings, self._communicator)
+        _warn_of_crowding(self._group)
+        if settings.watchdog_seconds > 0:
+            journal = self._group.process.journal
+            self._watchdog = Watchdog(self._communicator, journal, settings.watchdog_seconds)
+        return self._group
+
+    def finish(self) -> None:
+        """The regular end, which all ranks reach."""
+        assert self._group is not None
+        self._group.barrier()  # while every watchdog still answers
+        self.stop_threads()
+        self._group.close()
+
+    def stop_threads(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.close()
+        if self._group is not None:
+            self._group.process.progress.close()
+        threading.excepthook = self._thread_hook
+
+    def abort(self, error: BaseException) -> NoReturn:
+        """Say what happened here, and end all ranks."""
+        if isinstance(error, SystemExit):
+            if not error.code:
+                raise error
+            status = error.code if isinstance(error.code, int) else int(ExitCode.CRASHED)
+            lines = [] if isinstance(error.code, int) else [str(error.code)]
+        elif isinstance(error, UserError):
+            status, lines = int(ExitCode.BAD_INPUT), [f"error: {error}"]
+        elif isinstance(error, KeyboardInterrupt):
+            status, lines = int(ExitCode.INTERRUPTED), ["interrupted"]
+        else:
+            status = int(ExitCode.CRASHED)
+            lines = "".join(traceback.format_exception(error)).splitlines()
+        self._end(status, lines)
+        raise error  # MPI_Abort does not come back
+
+    def _thread_failed(self, arguments: threading.ExceptHookArgs) -> None:
+        """An exception that ended a thread is one that ends the job."""
+        if arguments.exc_value is not None:
+            self.abort(arguments.exc_value)
+
+    def _end(self, status: int, lines: list[str]) -> None:
+        label = f"rank {self._communicator.Get_rank()}" if self._group is None else self._group.label
+        # one write: lines of several ranks are not to be mixed
+        sys.stderr.write("".join(f"[{label}] {line}\n" for line in lines))
+        sys.stderr.flush()
+        sys.stdout.flush()
+        self._communicator.Abort(status)
+
+
+def _warn_of_crowding(group: MpiGroup) -> None:
+    """On the first rank alone, for its own node."""
+    from pytrain.collectives.process import crowding
+
+    places = group.process.places
+    sentence = crowding(places, places[0].node)
+    if group.rank == 0 and sentence is not None:
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)

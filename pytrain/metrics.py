@@ -187,7 +187,5 @@ def _parsed(path: Path, number: int, line: bytes) -> dict[str, object]:
     except ValueError:
         values = None
     if not isinstance(values, dict) or not isinstance(values.get("step"), int):
-        raise UserError(
-            f'{path} line {number} is not a JSON object with a "step"; move the file away to go on'
-        )
+        raise UserError(f'{path} line {number} is not a JSON object with a "step"; move the file away to go on')
     return values

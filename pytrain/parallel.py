@@ -39,9 +39,7 @@ def build_groups(grid: Grid, world: Group, shape: _native.Shape, tied_head: bool
     replica = [one for one in everyone if one.dp_rank == grid.dp_rank]
     tp_ranks = [one.rank for one in replica if one.pp_rank == grid.pp_rank]
     pp_ranks = [one.rank for one in replica if one.tp_rank == grid.tp_rank]
-    dp_ranks = [
-        one.rank for one in everyone if (one.pp_rank, one.tp_rank) == (grid.pp_rank, grid.tp_rank)
-    ]
+    dp_ranks = [one.rank for one in everyone if (one.pp_rank, one.tp_rank) == (grid.pp_rank, grid.tp_rank)]
     first, last = native().head_range(shape, grid.tp_rank, grid.tp)[2]
     at_an_end = tied_head and grid.pp > 1 and grid.pp_rank in (0, grid.pp - 1)
     return Groups(

@@ -61,9 +61,7 @@ def _recipe(
     )
 
 
-_FRONTIER = (
-    "Frontier (arXiv 2312.12705): shape, batch and learning rate as published; the number of steps is ours"
-)
+_FRONTIER = "Frontier (arXiv 2312.12705): shape, batch and learning rate as published; the number of steps is ours"
 _TINY = "for tests"
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(

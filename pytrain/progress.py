@@ -135,9 +135,7 @@ class LiveProgress:
     Without a thread of its own: it draws when it is told of a step.
     """
 
-    def __init__(
-        self, total_steps: int, console: "Console", clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, total_steps: int, console: "Console", clock: Callable[[], float] = time.monotonic) -> None:
         """Draw on `console`."""
         from rich.live import Live
 

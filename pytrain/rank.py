@@ -56,15 +56,14 @@ class RankModel:
                 f"{world.size} ranks; start as many, for example with mpiexec -n {wanted}"
             )
         self.grid = Grid(parallel.dp, parallel.pp, parallel.tp, world.rank)
+        world.label = self.grid.label
         self.device: _native.CpuDevice = native().CpuDevice()
         self.groups = build_groups(self.grid, world, native_shape(model), model.tied_head)
         self._chunks = parallel.chunks if parallel.schedule == "interleaved" and parallel.pp > 1 else 1
         programs = programs_of(parallel.schedule, parallel.pp, config.micro_batches, self._chunks)
         self.training = lower(programs, tied=model.tied_head and parallel.pp > 1)
         check(self.training)
-        self._evaluation = {
-            count: self._evaluation_program(count) for count in range(1, EVALUATION_BATCHES + 1)
-        }
+        self._evaluation = {count: self._evaluation_program(count) for count in range(1, EVALUATION_BATCHES + 1)}
         stages = programs.stages
         self.stages = {number: self._stage(number) for number in range(self.grid.pp_rank, stages, parallel.pp)}
         self.optimizer = AdamW(list(self.stages.values()), config.optimizer, self.groups)

@@ -62,8 +62,6 @@ def write_record(folder: Path, config: "RunConfig", record: dict[str, Any]) -> N
 
     try:
         (folder / RUN_TOML).write_text(resolved_toml(config), encoding="utf-8")
-        (folder / RECORD).write_text(
-            json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder} cannot be written to: {error.strerror}") from None

@@ -168,9 +168,7 @@ class Stage:
             defer_weight=defer_weight,
         )
         self.layout: _native.Layout = self.native.layout
-        sizes = [
-            self.layout.shard_elements(bucket, shards) * shards for bucket in range(len(self.layout.buckets))
-        ]
+        sizes = [self.layout.shard_elements(bucket, shards) * shards for bucket in range(len(self.layout.buckets))]
         self.weights: list[_native.Buffer] = [
             native().Buffer(device, size, policy.weights, "weights") for size in sizes
         ]

@@ -24,14 +24,13 @@ from pytrain.flops import hardware_flops, model_flops
 from pytrain.generate import Generator
 from pytrain.loss_scale import LossScale
 from pytrain.metrics import Evaluation, MetricsWriter, Sample, StepMetrics, Throughput, resident_gigabytes
-from pytrain.rank import RankModel
 from pytrain.progress import NoProgress, Progress, make_progress
+from pytrain.rank import RankModel
 from pytrain.record import run_record, write_record
 from pytrain.stopping import stop_request
 from pytrain.training_state import optimizer_pieces, owned_pieces, weight_pieces
 
 if TYPE_CHECKING:
-    from pytrain import _native
     from pytrain.config import RunConfig
 
 METRICS = "metrics.jsonl"
@@ -160,9 +159,7 @@ class Trainer:
                 if finished or stopped or _is_due(self.step_number, self.config.checkpoint.every):
                     self.save()
         if stopped:
-            self.progress.note(
-                f"stopped by {stopped} after step {self.step_number}; go on with --resume auto"
-            )
+            self.progress.note(f"stopped by {stopped} after step {self.step_number}; go on with --resume auto")
         return TrainResult(self.step_number, stopped, last)
 
     def _agreed(self, signal: str | None) -> str | None:
@@ -178,10 +175,9 @@ class Trainer:
         rate = learning_rate.of_run(config, self.step_number + 1)
         batches = self._batches()
         scale = self.loss_scale.value
-        result = self.engine.run(
-            self.model.training_program, batches, learning_rate=rate, loss_scale=scale
-        )
+        result = self.engine.run(self.model.training_program, batches, learning_rate=rate, loss_scale=scale)
         assert result.update is not None
+        self.world.check_sequence()
         self.last_result = result
         if not result.update.finite:
             self.progress.note(
@@ -263,9 +259,7 @@ class Trainer:
         if not _is_due(self.step_number, self.config.sample.every):
             return ()
         settings = self.config.sample
-        return tuple(
-            self.sample(prompt, settings.tokens, settings.temperature) for prompt in settings.prompts
-        )
+        return tuple(self.sample(prompt, settings.tokens, settings.temperature) for prompt in settings.prompts)
 
     @property
     def _sample_capacity(self) -> int:
@@ -300,9 +294,7 @@ class Trainer:
                 vocabulary=self.tokenizer.vocabulary_size,
             )
         )
-        sample = Sample(
-            prompt, self.tokenizer.decode([token for token in written if token != self.tokenizer.eod_id])
-        )
+        sample = Sample(prompt, self.tokenizer.decode([token for token in written if token != self.tokenizer.eod_id]))
         self.progress.note(f"step {self.step_number}: {prompt}{sample.text}")
         return sample
 
@@ -401,8 +393,7 @@ def _find_checkpoint(folder: Path, resume: str, world: Group) -> checkpoint.Chec
     if resume == "none":
         if newest is not None:
             raise UserError(
-                f"{folder} already holds {newest.name}; go on with --resume auto, or choose another "
-                "run.folder"
+                f"{folder} already holds {newest.name}; go on with --resume auto, or choose another run.folder"
             )
         return None
     if resume == "auto":

@@ -28,16 +28,12 @@ def owned_pieces(optimizer: AdamW) -> list[TensorPiece]:
 
 def weight_pieces(stage: Stage) -> list[TensorPiece]:
     """All weights that this rank holds: what it reads."""
-    return [
-        _piece(stage, spec, "weights", "", stage.policy.weights, 0, array) for spec, array in stage.parameters()
-    ]
+    return [_piece(stage, spec, "weights", "", stage.policy.weights, 0, array) for spec, array in stage.parameters()]
 
 
 def optimizer_pieces(optimizer: AdamW) -> list[TensorPiece]:
     """Moments, and the master where it is not the weights themselves, that this rank holds: what it reads."""
-    return [
-        piece for state in optimizer.states for run in state.runs for piece in _state_pieces(state, run)
-    ]
+    return [piece for state in optimizer.states for run in state.runs for piece in _state_pieces(state, run)]
 
 
 def _weight_piece(state: StageState, run: Run) -> TensorPiece:

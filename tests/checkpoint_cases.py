@@ -60,10 +60,7 @@ def empty_pieces(entries: list[TensorEntry]) -> list[TensorPiece]:
 def cut(piece: TensorPiece, cuts: list[int]) -> list[TensorPiece]:
     """A piece in parts, cut before these elements (sorted, of the piece)."""
     bounds = [0, *cuts, piece.count]
-    return [
-        TensorPiece(*piece.entry, piece.first + begin, piece.data[begin:end])
-        for begin, end in pairwise(bounds)
-    ]
+    return [TensorPiece(*piece.entry, piece.first + begin, piece.data[begin:end]) for begin, end in pairwise(bounds)]
 
 
 class UnsyncedOperations(FileOperations):
@@ -96,11 +93,11 @@ class ThreadGroup:
         """Wait for all."""
         self._barrier.wait()
 
-    def gather(self, value: T) -> list[T] | None:
+    def gather(self, value: T) -> list[T]:
         """All values on rank 0."""
         self._slots[self.rank] = pickle.dumps(value)
         self._barrier.wait()
-        result = [pickle.loads(slot) for slot in self._slots] if self.rank == 0 else None
+        result = [pickle.loads(slot) for slot in self._slots] if self.rank == 0 else []
         self._barrier.wait()
         return result
 

@@ -35,9 +35,7 @@ def thread_setting() -> str:
     if value is None:
         return "not set"
     if not all(part.strip().isdecimal() and int(part) > 0 for part in value.split(",")):
-        pytest.exit(
-            f"OMP_NUM_THREADS is {value!r}, not a positive number: OpenMP would ignore it", returncode=4
-        )
+        pytest.exit(f"OMP_NUM_THREADS is {value!r}, not a positive number: OpenMP would ignore it", returncode=4)
     return value
 
 

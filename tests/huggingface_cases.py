@@ -58,9 +58,7 @@ def random_weights(shape: ModelConfig, dtype: str, seed: int) -> dict[str, NDArr
     weights = {}
     for entry in weight_entries(shape, dtype):
         bits = random.integers(0, 2**16, entry.shape).astype(np.uint16)
-        weights[entry.tensor] = (
-            bits if dtype != "fp32" else random.standard_normal(entry.shape).astype(np.float32)
-        )
+        weights[entry.tensor] = bits if dtype != "fp32" else random.standard_normal(entry.shape).astype(np.float32)
     return weights
 
 

@@ -128,9 +128,7 @@ def norm_backward(
     return dx, {name + ".weight": dweight}
 
 
-def attention_forward(
-    shape: Shape, layer: Mapping[str, Array], x: Array, batch: Batch
-) -> tuple[Array, Cache]:
+def attention_forward(shape: Shape, layer: Mapping[str, Array], x: Array, batch: Batch) -> tuple[Array, Cache]:
     """The attention block, from normed rows x [rows, H] to what the residual stream gains [rows, H]."""
     q, k, v = (
         ops.column_linear_forward(x, layer[f"attention.{part}.weight"], layer.get(f"attention.{part}.bias"))
@@ -186,9 +184,7 @@ def mlp_forward(shape: Shape, layer: Mapping[str, Array], x: Array) -> tuple[Arr
     return ops.row_linear_forward(active, layer["mlp.down.weight"], layer.get("mlp.down.bias")), cache
 
 
-def mlp_backward(
-    shape: Shape, layer: Mapping[str, Array], dy: Array, cache: Cache
-) -> tuple[Array, dict[str, Array]]:
+def mlp_backward(shape: Shape, layer: Mapping[str, Array], dy: Array, cache: Cache) -> tuple[Array, dict[str, Array]]:
     """Gradient of x [rows, H] and of the block's parameters."""
     gradients: dict[str, Array] = {}
     dactive, gradients["mlp.down.weight"], gradients["mlp.down.bias"] = ops.row_linear_backward(
@@ -212,9 +208,7 @@ def mlp_backward(
 # The whole model.
 
 
-def model_forward(
-    shape: Shape, parameters: Mapping[str, Array], batch: Batch
-) -> tuple[float, int, Array, Cache]:
+def model_forward(shape: Shape, parameters: Mapping[str, Array], batch: Batch) -> tuple[float, int, Array, Cache]:
     """Sum of the losses, number of rows in it, logits [rows, V], and what model_backward needs."""
     parameters = {name: np.asarray(value, np.float64) for name, value in parameters.items()}
     x = ops.embedding_forward(
@@ -382,9 +376,7 @@ def gradient_error(ours: Mapping[str, Any], reference: Mapping[str, Array]) -> d
     return errors
 
 
-def assert_gradients_close(
-    ours: Mapping[str, Any], reference: Mapping[str, Array], tolerance: float
-) -> float:
+def assert_gradients_close(ours: Mapping[str, Any], reference: Mapping[str, Array], tolerance: float) -> float:
     """Fails where a gradient_error is above the tolerance or NaN, naming the worst; returns the largest."""
     errors = gradient_error(ours, reference)
     worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])

@@ -142,9 +142,7 @@ def attention_case(
     return Case(
         [random.standard_normal((batch.tokens.size, count * head_size)) for count in counts],
         lambda q, k, v: ops.attention_forward(q, k, v, heads, kv_heads, batch.length, batch.document_starts),
-        lambda dy, q, k, v: ops.attention_backward(
-            dy, q, k, v, heads, kv_heads, batch.length, batch.document_starts
-        ),
+        lambda dy, q, k, v: ops.attention_backward(dy, q, k, v, heads, kv_heads, batch.length, batch.document_starts),
     )
 
 

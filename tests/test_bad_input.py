@@ -145,9 +145,7 @@ def test_a_corpus_shorter_than_a_sample(corpora: Corpora, train_refused: Refused
         (34, struct.pack("<i", 999), "the pointer of sequence 1"),
     ],
 )
-def test_a_broken_index(
-    corpora: Corpora, train_refused: Refused, offset: int, content: bytes, words: str
-) -> None:
+def test_a_broken_index(corpora: Corpora, train_refused: Refused, offset: int, content: bytes, words: str) -> None:
     path = corpora.folder / "train.idx"
     raw = bytearray(path.read_bytes())
     raw[offset : offset + len(content)] = content
@@ -158,9 +156,7 @@ def test_a_broken_index(
 
 
 @pytest.mark.parametrize("change", [b"", b"\0\0"])
-def test_lengths_that_disagree_with_the_tokens(
-    corpora: Corpora, train_refused: Refused, change: bytes
-) -> None:
+def test_lengths_that_disagree_with_the_tokens(corpora: Corpora, train_refused: Refused, change: bytes) -> None:
     path = corpora.folder / "heldout.bin"
     path.write_bytes(path.read_bytes() + change if change else path.read_bytes()[:-2])
     sentence = train_refused()
@@ -201,18 +197,14 @@ def test_an_id_outside_the_vocabulary(corpora: Corpora, train_refused: Refused) 
         ("t.txt.zst", b"not zstandard", "t.txt.zst"),
     ],
 )
-def test_text(
-    corpora: Corpora, refused: Refused, tmp_path: Path, name: str, content: bytes, words: str
-) -> None:
+def test_text(corpora: Corpora, refused: Refused, tmp_path: Path, name: str, content: bytes, words: str) -> None:
     file, prefix = tmp_path / name, tmp_path / "corpus"
     file.write_bytes(content)
     assert words in refused("prepare", "--tokenizer", corpora.tokenizer, "--out", prefix, file)
     assert list(tmp_path.glob("corpus*")) == [], "no half a corpus is left"
 
 
-def test_an_empty_document_is_counted(
-    corpora: Corpora, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_document_is_counted(corpora: Corpora, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, prefix = tmp_path / "t.jsonl", tmp_path / "corpus"
     file.write_text('{"text": "a"}\n{"text": ""}\n{"text": "b"}\n', encoding="utf-8")
     words = ["prepare", "--tokenizer", corpora.tokenizer, "--out", prefix, file]

@@ -116,16 +116,12 @@ def test_bad_input_is_a_sentence_and_status_two(
 def test_train_loads_the_file_and_passes_it_on(monkeypatch: pytest.MonkeyPatch, run_toml: Path) -> None:
     train = Calls(Result(stopped=False))
     stand_in(monkeypatch, "train", train=train)
-    assert (
-        main(["train", str(run_toml), "--set", "run.seed=7", "--set", "batch.global_batch=6"]) == ExitCode.OK
-    )
+    assert main(["train", str(run_toml), "--set", "run.seed=7", "--set", "batch.global_batch=6"]) == ExitCode.OK
     ((settings,), keywords) = train[0]
     assert (settings.run.seed, settings.batch.global_batch, keywords) == (7, 6, {"resume": "none"})
 
 
-def test_a_run_stopped_by_a_signal_has_its_own_status(
-    monkeypatch: pytest.MonkeyPatch, run_toml: Path
-) -> None:
+def test_a_run_stopped_by_a_signal_has_its_own_status(monkeypatch: pytest.MonkeyPatch, run_toml: Path) -> None:
     stand_in(monkeypatch, "train", train=Calls(Result(stopped=True)))
     assert main(["train", str(run_toml), "--resume", "auto"]) == 75
 
@@ -147,10 +143,7 @@ def test_a_wrong_key_is_told_before_training_is_imported(
     monkeypatch.delattr(pytrain, "train", raising=False)
     monkeypatch.setitem(sys.modules, "pytrain.train", None)  # importing it fails
     assert main(["train", str(run_toml), "--set", "run.stpes=3"]) == ExitCode.BAD_INPUT
-    assert (
-        capsys.readouterr().err
-        == "error: --set run.stpes=3: run.stpes is not a key; did you mean run.steps?\n"
-    )
+    assert capsys.readouterr().err == "error: --set run.stpes=3: run.stpes is not a key; did you mean run.steps?\n"
 
 
 def test_an_error_of_the_library_is_one_sentence(
@@ -181,10 +174,7 @@ def test_init_does_not_overwrite(run_toml: Path, capsys: pytest.CaptureFixture[s
     assert main(["init", "--preset", "demo", "--out", str(run_toml)]) == ExitCode.BAD_INPUT
     assert capsys.readouterr().err == f"error: {run_toml} exists already; give another --out, or remove it\n"
     assert run_toml.read_bytes() == before
-    assert (
-        main(["init", "--preset", "demo", "--out", str(run_toml.parent / "no" / "run.toml")])
-        == ExitCode.BAD_INPUT
-    )
+    assert main(["init", "--preset", "demo", "--out", str(run_toml.parent / "no" / "run.toml")]) == ExitCode.BAD_INPUT
     assert main(["init", "--preset", "demo", "--out", "-"]) == ExitCode.OK
     assert 'preset = "demo"' in capsys.readouterr().out
 
@@ -237,10 +227,7 @@ class MadeTokenizer:
 def test_tokenizer_train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     train = Calls(MadeTokenizer())
     stand_in(monkeypatch, "data.tokenizer", train_sentencepiece=train)
-    assert (
-        main(["tokenizer", "train", "--out", "t.model", "--vocabulary", "99", "--type", "bpe", "a"])
-        == ExitCode.OK
-    )
+    assert main(["tokenizer", "train", "--out", "t.model", "--vocabulary", "99", "--type", "bpe", "a"]) == ExitCode.OK
     assert train[0][0] == ((Path("a"),), Path("t.model"), 99, "bpe")
     assert capsys.readouterr().out == "wrote t.model: 99 tokens, sha256 abc\n"
 
@@ -255,9 +242,7 @@ def test_generate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert generate_text[0] == ((Path("runs/a"), "Once"), settings)
 
 
-def test_export_import_inspect_and_demo(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_import_inspect_and_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     export, import_, demo = Calls(), Calls(), Calls()
     monkeypatch.setattr("pytrain.checkpoint.huggingface.export_huggingface", export)
     monkeypatch.setattr("pytrain.checkpoint.huggingface.import_huggingface", import_)
@@ -281,9 +266,7 @@ def test_bench_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bench[0][0] == (["--steps", "3"],)
 
 
-@pytest.mark.parametrize(
-    ("shell", "sign"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete --")]
-)
+@pytest.mark.parametrize(("shell", "sign"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete --")])
 def test_completion(shell: str, sign: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == ExitCode.OK
     shown = capsys.readouterr().out

@@ -124,8 +124,7 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
         "  model.layers must be more than 0, not -1",
         "  model.hiden is not a key; did you mean model.hidden?",
         "  model.micro_batch is not a key; did you mean batch.micro_batch?",
-        "  model.hidden (100) is not divisible by model.heads (3); change one of them, or set "
-        "model.head_size",
+        "  model.hidden (100) is not divisible by model.heads (3); change one of them, or set model.head_size",
         "  tokenizer.path is missing; `pytrain config tokenizer.path` says what it is",
         "  data.train.0.wieght is not a key; did you mean data.train.0.weight?",
         "  data.sequence_length (128) is longer than model.context (64); shorten it or raise model.context",
@@ -133,8 +132,7 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
         '  learning_rate.peak must be a number, not "1e-4"; write 0.0001 without quotes',
         '  learning_rate.schedule must be one of "cosine", "linear", "wsd", "constant", not "cosin"; '
         'did you mean "cosine"?',
-        "  parallel.tp = 4 needs several processes, and this version trains in one; remove it from "
-        "[parallel]",
+        "  parallel.tp = 4 needs several processes, and this version trains in one; remove it from [parallel]",
     ]
 
 
@@ -302,9 +300,7 @@ def test_random_configurations_survive_writing(minimal: Path, tmp_path: Path) ->
                 },
                 "tokenizer": {"path": text},
                 "data": {
-                    "train": [
-                        {"prefix": f"{text}{index}", "weight": draw.uniform(0.1, 9)} for index in range(3)
-                    ],
+                    "train": [{"prefix": f"{text}{index}", "weight": draw.uniform(0.1, 9)} for index in range(3)],
                     "heldout": [text],
                     "sequence_length": draw.randint(1, 8),
                 },
@@ -367,9 +363,7 @@ def test_any_value_anywhere_is_accepted_or_refused_by_name(minimal: Path, name: 
 
 
 def test_a_model_alone_is_checked_too() -> None:
-    with pytest.raises(
-        UserError, match=r"^config.json: model.hidden \(5\) is not divisible by model.heads \(2\)"
-    ):
+    with pytest.raises(UserError, match=r"^config.json: model.hidden \(5\) is not divisible by model.heads \(2\)"):
         config.build_model(
             {"family": "gpt2", "layers": 1, "hidden": 5, "heads": 2, "vocabulary": 9, "context": 9},
             "config.json",

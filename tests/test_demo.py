@@ -21,9 +21,7 @@ LICENCE = "# Permission is granted\n# to everybody.\n"
 def hashes(text: str) -> set[str]:
     """Of the paragraphs of a text, whatever their white space: computed apart from the demo's own."""
     parts = re.split(r"\n\s*\n", text)
-    return {
-        hashlib.md5(re.sub(r"\s+", " ", part).strip().encode()).hexdigest() for part in parts if part.strip()
-    }
+    return {hashlib.md5(re.sub(r"\s+", " ", part).strip().encode()).hexdigest() for part in parts if part.strip()}
 
 
 def write_library(folder: Path, modules: int = 24) -> Path:
@@ -105,9 +103,7 @@ def test_the_split_is_the_same_everywhere(library: Path) -> None:
 
 
 def test_a_library_without_sources(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match="has no Python sources to learn from; train on your own text instead"
-    ):
+    with pytest.raises(UserError, match="has no Python sources to learn from; train on your own text instead"):
         demo.split_modules(tmp_path)
 
 

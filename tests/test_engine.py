@@ -8,12 +8,12 @@ import pytest
 from numpy.typing import NDArray
 
 from pytrain import _native
-from pytrain.parallel import Groups
 from pytrain.config.run import OptimizerSection
 from pytrain.data.loader import Batch
 from pytrain.engine import Engine
 from pytrain.learning_rate import warmup
 from pytrain.optimizer import AdamW
+from pytrain.parallel import Groups
 from pytrain.schedule import Action, Kind, forward_only, one_stage
 from pytrain.stage import Stage
 from tests import reference, runs, spine
@@ -73,9 +73,7 @@ def test_twenty_steps_against_float64(name: str) -> None:
         assert found.target_count == sum(int((batch.targets >= 0).sum()) for batch in batches)
     assert clipped > 0
     errors = {
-        key: float(
-            np.linalg.norm(engine.stages[0].parameter(key) - expected) / np.linalg.norm(expected - start[key])
-        )
+        key: float(np.linalg.norm(engine.stages[0].parameter(key) - expected) / np.linalg.norm(expected - start[key]))
         for key, expected in weights.items()
         if compared(shape, key)
     }
@@ -88,9 +86,7 @@ def slices(batch: reference.Batch, sequences: int) -> list[Batch]:
     """The batch in micro-batches of `sequences` sequences."""
     rows = sequences * batch.length
     return [
-        spine.native_batch(
-            reference.Batch(*(array[first : first + rows] for array in batch[:4]), batch.length)
-        )
+        spine.native_batch(reference.Batch(*(array[first : first + rows] for array in batch[:4]), batch.length))
         for first in range(0, len(batch.tokens), rows)
     ]
 

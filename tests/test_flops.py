@@ -26,11 +26,7 @@ def test_products_are_two_operations_for_each_weight(name: str) -> None:
 
 def test_causal_attention_is_half_of_what_a_square_would_take() -> None:
     model, length = model_preset("llama-tiny"), 64
-    exact = (
-        sum(2 * 2 * (row + 1) * model.heads * model.head_size for row in range(length))
-        * model.layers
-        / length
-    )
+    exact = sum(2 * 2 * (row + 1) * model.heads * model.head_size for row in range(length)) * model.layers / length
     # the diagonal, one part in `length`, is what halving forgets
     assert forward_flops(model, length).attention == pytest.approx(exact, rel=1.01 / length)
     assert forward_flops(model, length).attention < exact
@@ -43,9 +39,7 @@ def test_the_formula_of_frontier_and_fugaku(name: str) -> None:
     layers, hidden = model.layers, model.hidden
     for flops, c in ((model_flops(model, length), 3), (hardware_flops(model, length, "full"), 4)):
         head = 6 * hidden * model.vocabulary  # 24 c L h^2 * V/(4 c L h)
-        assert flops == pytest.approx(
-            24 * c * layers * hidden**2 * (1 + length / (12 * hidden)) + head, rel=1e-12
-        )
+        assert flops == pytest.approx(24 * c * layers * hidden**2 * (1 + length / (12 * hidden)) + head, rel=1e-12)
 
 
 def test_recomputation_counts_in_hardware_flops_only() -> None:

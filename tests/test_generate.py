@@ -116,9 +116,7 @@ def test_sixteen_bit_checkpoints(corpora: Corpora, tmp_path: Path, dtype: str) -
     assert loaded.policy.weights == loaded.policy.activations == dtype
     tokens = random_tokens(20, 4)
     found = loaded.generator(20).logits(tokens)
-    weights = {
-        spec.name: loaded.checkpoint.read(spec.name).astype(np.float64) for spec in loaded.layout.tensors
-    }
+    weights = {spec.name: loaded.checkpoint.read(spec.name).astype(np.float64) for spec in loaded.layout.tensors}
     shape = reference.Shape(**config.model.model_dump(exclude={"init_std"}))
     array = np.asarray(tokens, np.int32)
     positions = np.arange(20, dtype=np.int32)

@@ -1,11 +1,12 @@
 """Coordinates of ranks, and the ops of their pipeline stages."""
 
 from itertools import pairwise, product
+from pathlib import Path
 
 import pytest
 
 from pytrain.errors import UserError
-from pytrain.grid import Grid
+from pytrain.grid import Grid, rank_map, read_rank_map
 
 GRIDS = [(1, 1, 1), (2, 3, 4), (1, 2, 8), (5, 1, 3), (3, 4, 1)]
 
@@ -55,3 +56,59 @@ def test_stages_cut_the_ops_between_layers(layers: int, pp: int) -> None:
 def test_a_stage_needs_a_layer() -> None:
     with pytest.raises(UserError, match=r"parallel\.pp \(3\) is more than model\.layers \(2\)"):
         Grid(pp=3).stage_ops(2)
+
+
+def test_groups_are_the_ranks_that_differ_in_one_coordinate() -> None:
+    dp, pp, tp = 2, 3, 4
+    grids = [Grid(dp, pp, tp, rank) for rank in range(dp * pp * tp)]
+    for own in grids:
+        for group, axis in ((own.tp_group(), "tp"), (own.pp_group(), "pp"), (own.dp_group(), "dp")):
+            others = {f"{other}_rank" for other in ("dp", "pp", "tp") if other != axis}
+            assert group == [grid.rank for grid in grids if all(getattr(grid, o) == getattr(own, o) for o in others)]
+
+
+def test_the_ends_of_a_pipeline_share_an_embedding() -> None:
+    assert [Grid(2, 3, 2, rank).embedding_group() for rank in range(6)] == [
+        *([0, 4], [1, 5], [2], [3], [0, 4], [1, 5]),
+    ]
+    assert Grid(2, 1, 2, 3).embedding_group() == [3]
+    assert Grid(1, 2, 1, 1).embedding_group() == [0, 1]
+
+
+def test_the_order_of_the_axes_places_the_ranks() -> None:
+    assert rank_map(2, 3, 4) == list(range(24))
+    # replicas fastest: place (d, p, t) is taken by rank p * 8 + t * 2 + d
+    places = rank_map(2, 3, 4, "pp-tp-dp")
+    assert [places[Grid(2, 3, 4, place).rank] for place in range(24)] == [
+        p * 8 + t * 2 + d for d, p, t in product(range(2), range(3), range(4))
+    ]
+    for order in ("dp-pp", "dp-pp-xp", "dp-pp-tp-tp", ""):
+        with pytest.raises(UserError, match="must name dp, pp and tp once each"):
+            rank_map(2, 3, 4, order)
+
+
+def test_a_file_places_the_ranks(tmp_path: Path) -> None:
+    path = tmp_path / "ranks.txt"
+    rows = [(d, p, t) for t in range(2) for p in range(2) for d in range(2)]
+    path.write_text("# dp pp tp\n\n" + "\n".join(f"{d} {p} {t}  # here" for d, p, t in rows) + "\n")
+    assert read_rank_map(path, 2, 2, 2) == rank_map(2, 2, 2, "tp-pp-dp")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("0 0 0\n", "places 1 ranks, but the grid 2 x 1 x 1 has 2"),
+        ("0 0 0\n0 0 0\n", "ranks 0 and 1 are both at 0 0 0"),
+        ("0 0 0\n2 0 0\n", "rank 1 is at 2 0 0, outside the grid of 2 x 1 x 1"),
+        ("0 0 0\n1 0\n", "rank 1 needs three numbers, dp pp tp, not '1 0'"),
+        ("0 0 0\n1 0 -1\n", "rank 1 needs three numbers"),
+    ],
+)
+def test_a_file_that_does_not_place_them_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "ranks.txt"
+    path.write_text(text)
+    with pytest.raises(UserError, match=sentence) as caught:
+        read_rank_map(path, 2, 1, 1)
+    assert str(path) in str(caught.value)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_rank_map(tmp_path / "none.txt", 2, 1, 1)

@@ -16,9 +16,7 @@ from tests import reference, runs, spine
 
 MISSING = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
 pytestmark = [
-    pytest.mark.skipif(
-        bool(MISSING), reason=f"nothing to compare with: {' and '.join(MISSING)} not installed"
-    ),
+    pytest.mark.skipif(bool(MISSING), reason=f"nothing to compare with: {' and '.join(MISSING)} not installed"),
     # transformers and torch warn about their own internals
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
@@ -53,9 +51,7 @@ def theirs(folder: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.eval()
 
 

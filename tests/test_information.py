@@ -70,9 +70,7 @@ def test_no_mpi_library_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_commit_is_that_of_the_source_tree() -> None:
     root = Path(information.__file__).parents[1]
-    head = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
+    head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode != 0:
         assert information.commit().startswith("unknown")
     else:

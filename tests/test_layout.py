@@ -109,9 +109,7 @@ def test_heads_are_cut_at_their_groups(name: str, tp: int) -> None:
     assert [head for heads, _, _ in parts for head in range(*heads)] == list(range(shape.heads))
     for rank, (heads, kv_heads, sharing) in enumerate(parts):
         assert heads[0] < heads[1], "every rank has a head"
-        assert {head // group for head in range(*heads)} == set(range(*kv_heads)), (
-            "and the keys it attends to"
-        )
+        assert {head // group for head in range(*heads)} == set(range(*kv_heads)), "and the keys it attends to"
         assert [r for r, part in enumerate(parts) if part[1] == kv_heads] == list(range(*sharing))
         specs = {spec.name: spec for spec in layouts(shape, tp)[rank].tensors}
         for tensor, held in (("q", heads), ("k", kv_heads), ("v", kv_heads), ("out", heads)):
@@ -194,9 +192,7 @@ def test_decay_and_beginnings(name: str) -> None:
 
 
 def test_more_ranks_than_heads_are_refused() -> None:
-    with pytest.raises(
-        _native.Error, match=r"tp = 8 leaves ranks without an attention head: model\.heads is 7"
-    ):
+    with pytest.raises(_native.Error, match=r"tp = 8 leaves ranks without an attention head: model\.heads is 7"):
         layouts(SHAPES["llama one key head"], 8)
     with pytest.raises(_native.Error, match="rank 2 is outside tp = 2"):
         _native.Layout(native(GPT2), 0, 12, 2, 2)

@@ -37,9 +37,7 @@ def test_warm_up_is_straight_and_ends_at_the_peak() -> None:
 def test_shapes() -> None:
     assert curve("constant", 3) == [1.0, 1.0, 1.0]
     assert curve("linear", 4, low=0.0) == [0.75, 0.5, 0.25, 0.0]
-    assert curve("cosine", 4, low=0.0) == pytest.approx(
-        [(1 + math.cos(math.pi * k / 4)) / 2 for k in (1, 2, 3, 4)]
-    )
+    assert curve("cosine", 4, low=0.0) == pytest.approx([(1 + math.cos(math.pi * k / 4)) / 2 for k in (1, 2, 3, 4)])
     assert curve("cosine", 12, warmup=2)[6] == pytest.approx(0.55)  # half way from step 2 to step 12
     assert curve("wsd", 10, warmup=2, decay=4, low=0.0) == [0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0]
 

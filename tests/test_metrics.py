@@ -120,16 +120,12 @@ def test_a_foreign_file_is_not_cut(tmp_path: Path, garbage: bytes) -> None:
 
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"missing/metrics\.jsonl cannot be written: No such file or directory$"
-    ):
+    with pytest.raises(UserError, match=r"missing/metrics\.jsonl cannot be written: No such file or directory$"):
         MetricsWriter(tmp_path / "missing" / "metrics.jsonl")
 
 
 def test_rates_are_of_the_tokens_consumed() -> None:
-    rates = Throughput(
-        model_flops_per_token=10**9, hardware_flops_per_token=2 * 10**9, peak_flops=4e12, ranks=2
-    )
+    rates = Throughput(model_flops_per_token=10**9, hardware_flops_per_token=2 * 10**9, peak_flops=4e12, ranks=2)
     assert rates.rates(tokens=500, seconds=0.5) == {"tok_s": 1000.0, "tflops": 0.5, "mfu": 0.25, "hfu": 0.5}
     unknown = replace(rates, peak_flops=None).rates(tokens=500, seconds=0.5)
     assert (unknown["mfu"], unknown["hfu"]) == (None, None)

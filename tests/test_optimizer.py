@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from pytrain import _native
-from pytrain.parallel import Groups
 from pytrain.config.run import OptimizerSection
 from pytrain.loss_scale import GROWTH_INTERVAL, LossScale
 from pytrain.optimizer import AdamW
+from pytrain.parallel import Groups
 from pytrain.stage import Stage
 from tests import reference, runs, spine
 from tests.reference_cases import GPT2, LLAMA
@@ -71,9 +71,7 @@ def test_updates_against_float64(shape: reference.Shape, size: float, clips: boo
         gradients = random_gradients(shape, 10 + update, size)
         set_gradients(stage, gradients)
         rate = 0.01 * (1 + update)
-        norm = runs.adamw(
-            weights, gradients, state, rate=rate, beta1=0.8, beta2=0.9, eps=1e-3, decay=0.3, clip=2.0
-        )
+        norm = runs.adamw(weights, gradients, state, rate=rate, beta1=0.8, beta2=0.9, eps=1e-3, decay=0.3, clip=2.0)
         found = optimizer.update(rate)
         assert (norm > SETTINGS.clip) == clips
         assert found.finite

@@ -85,7 +85,5 @@ def test_overrides_and_refusals() -> None:
     assert model_preset("gpt2-tiny", layers=3).layers == 3
     with pytest.raises(UserError, match=r'^no preset is called "gpt2-125m"; did you mean "gpt2-124m"\?$'):
         model_preset("gpt2-125m")
-    with pytest.raises(
-        UserError, match=r"^preset gpt2-tiny: model.hiden is not a key; did you mean model.hidden\?$"
-    ):
+    with pytest.raises(UserError, match=r"^preset gpt2-tiny: model.hiden is not a key; did you mean model.hidden\?$"):
         model_preset("gpt2-tiny", hiden=3)

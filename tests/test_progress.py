@@ -139,9 +139,7 @@ def test_byte_progress() -> None:
         with byte_progress("prepare", stream) as update:
             update(500, 1000, 1, 50)
             update(1000, 1000, 2, 12345)
-    assert re.fullmatch(
-        r"prepare: 1kB of 1kB, [\d.]+[kMGT]?B/s, 2 documents, 12.3k tokens\n", plain.getvalue()
-    )
+    assert re.fullmatch(r"prepare: 1kB of 1kB, [\d.]+[kMGT]?B/s, 2 documents, 12.3k tokens\n", plain.getvalue())
     assert "2 documents, 12.3k tokens" in terminal.getvalue()
     with byte_progress("read", plain) as update:
         update(1000, 1000, None, None)

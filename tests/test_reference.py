@@ -248,9 +248,7 @@ def test_adamw_of_a_constant_gradient_moves_by_the_learning_rate() -> None:
     gradient = np.array([0.5, -8.0])
     for step in range(1, 4):
         expected = parameter * (1.0 - 0.01 * 0.3) - 0.01 * gradient / (np.abs(gradient) + 0.25)
-        parameter, first, second = ops.adamw(
-            parameter, gradient, first, second, step, 0.01, (0.9, 0.99), 0.25, 0.3
-        )
+        parameter, first, second = ops.adamw(parameter, gradient, first, second, step, 0.01, (0.9, 0.99), 0.25, 0.3)
         np.testing.assert_allclose(parameter, expected, rtol=1e-13)
 
 

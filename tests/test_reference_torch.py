@@ -37,12 +37,8 @@ def torch_operation(name: str, seed: int) -> Callable[..., Any]:
 
     def attention(q: Any, k: Any, v: Any) -> Any:
         size = 5 if name == "attention, odd head" else 4
-        heads = [
-            part.reshape(-1, batch.length, part.shape[1] // size, size).transpose(1, 2) for part in (q, k, v)
-        ]
-        out = functional.scaled_dot_product_attention(
-            heads[0], heads[1], heads[2], attn_mask=seen, enable_gqa=True
-        )
+        heads = [part.reshape(-1, batch.length, part.shape[1] // size, size).transpose(1, 2) for part in (q, k, v)]
+        out = functional.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=seen, enable_gqa=True)
         return out.transpose(1, 2).reshape(q.shape)
 
     operations: dict[str, Callable[..., Any]] = {
@@ -55,9 +51,7 @@ def torch_operation(name: str, seed: int) -> Callable[..., Any]:
         "embedding": lambda table, learned: (
             functional.embedding(tokens, table) + functional.embedding(positions, learned)
         ),
-        "cross-entropy": lambda logits: functional.cross_entropy(
-            logits, targets, ignore_index=-1, reduction="sum"
-        ),
+        "cross-entropy": lambda logits: functional.cross_entropy(logits, targets, ignore_index=-1, reduction="sum"),
     }
     return attention if name.startswith("attention") else operations[name]
 
@@ -126,9 +120,7 @@ def huggingface_model(shape: Shape) -> Any:
         )
         model = GPT2LMHeadModel(config)
         return model.double().eval()
-    scaling = (
-        {"rope_type": "llama3", **shape.rope_scaling} if shape.rope_scaling else {"rope_type": "default"}
-    )
+    scaling = {"rope_type": "llama3", **shape.rope_scaling} if shape.rope_scaling else {"rope_type": "default"}
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=shape.vocabulary,
@@ -174,9 +166,7 @@ def our_names(shape: Shape, theirs: Mapping[str, Any]) -> dict[str, Any]:
             block = f"{prefix}{'h' if gpt2 else 'layers'}.{layer}."
             if gpt2 and part in ("attention.q", "attention.k", "attention.v"):
                 index = "qkv".index(part[-1]) * shape.hidden
-                result[name] = theirs[f"{block}attn.c_attn.{kind}"].transpose(0, -1)[
-                    index : index + shape.hidden
-                ]
+                result[name] = theirs[f"{block}attn.c_attn.{kind}"].transpose(0, -1)[index : index + shape.hidden]
             else:
                 tensor = theirs[f"{block}{inner[part]}.{kind}"]
                 # GPT-2 keeps [in, out], LLaMA [out, in]; ours is [in, out] for the row-parallel two alone.
@@ -205,18 +195,14 @@ def test_model_equals_transformers(name: str) -> None:
     mask = torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, -math.inf)
     output = model(input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False)
     expected = output.logits.reshape(36, -1)
-    loss: Any = torch.nn.functional.cross_entropy(
-        expected, targets.flatten(), ignore_index=-1, reduction="sum"
-    )
+    loss: Any = torch.nn.functional.cross_entropy(expected, targets.flatten(), ignore_index=-1, reduction="sum")
     loss.backward()
 
     loss_sum, count, logits, cache = reference.model_forward(shape, parameters, batch)
     assert count == int((targets != -1).sum())
     # transformers computes LLaMA's norms and rotary angles in float32 whatever the model's type.
     tolerance = 1e-11 if shape.family == "gpt2" else 2e-6
-    np.testing.assert_allclose(
-        logits, expected.detach().numpy(), rtol=0, atol=tolerance * np.abs(logits).max()
-    )
+    np.testing.assert_allclose(logits, expected.detach().numpy(), rtol=0, atol=tolerance * np.abs(logits).max())
     assert loss_sum == pytest.approx(loss.item(), rel=tolerance)
     theirs = our_names(shape, {key: value.grad for key, value in model.named_parameters()})
     gradients = reference.model_backward(shape, parameters, cache)

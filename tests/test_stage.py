@@ -13,9 +13,7 @@ from tests.reference_cases import GPT2, LLAMA, SHAPES
 ISAS = _native.information()["isas_available"]
 UNEVEN = {
     # 5 kv groups and 37 tokens do not divide by 2 or 3; 3 layers
-    "gpt2": dataclasses.replace(
-        GPT2, layers=3, hidden=40, heads=5, kv_heads=5, head_size=8, ffn=51, vocabulary=37
-    ),
+    "gpt2": dataclasses.replace(GPT2, layers=3, hidden=40, heads=5, kv_heads=5, head_size=8, ffn=51, vocabulary=37),
     "llama": dataclasses.replace(
         LLAMA, layers=3, hidden=28, heads=10, kv_heads=5, head_size=4, ffn=33, vocabulary=37
     ),
@@ -53,9 +51,7 @@ def test_loss_and_every_gradient(name: str, isa: str) -> None:
 @pytest.mark.parametrize("head_size", [64, 80, 96, 128, 144, 200, 37])
 def test_head_sizes(head_size: int) -> None:
     base = GPT2 if head_size % 2 else LLAMA
-    shape = dataclasses.replace(
-        base, layers=1, heads=2, kv_heads=2 if head_size % 2 else 1, head_size=head_size
-    )
+    shape = dataclasses.replace(base, layers=1, heads=2, kv_heads=2 if head_size % 2 else 1, head_size=head_size)
     want = expected(shape, head_size)
     loss, gradients = spine.run_whole(shape, want.parameters, want.batch)
     assert loss == pytest.approx(want.loss, rel=3e-7)

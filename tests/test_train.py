@@ -46,9 +46,7 @@ def stop_after(step: int, number: signal.Signals = signal.SIGTERM) -> Any:
 @pytest.mark.parametrize(
     ("family", "dtype"), [("gpt2", "fp32"), ("llama", "fp32"), ("llama", "bf16"), ("gpt2", "fp16")]
 )
-def test_a_resumed_run_is_the_undisturbed_one(
-    corpora: Corpora, tmp_path: Path, family: str, dtype: str
-) -> None:
+def test_a_resumed_run_is_the_undisturbed_one(corpora: Corpora, tmp_path: Path, family: str, dtype: str) -> None:
     changes = {"precision__dtype": dtype, "evaluation__every": 2, "sample__every": 3, "sample__tokens": 5}
     changes["sample__prompts"] = ["naïve"]
     if dtype == "fp16":
@@ -191,9 +189,7 @@ def test_each_step_has_its_line(corpora: Corpora, tmp_path: Path) -> None:
 def test_what_the_loader_is_asked_for(corpora: Corpora, tmp_path: Path) -> None:
     """Two corpora by weight; every sample of the order once, across steps and a resume."""
     changes = {"run__steps": 8}
-    mixed = [
-        {"prefix": str(corpora.folder / name), "weight": w} for name, w in (("train", 3.0), ("more", 1.0))
-    ]
+    mixed = [{"prefix": str(corpora.folder / name), "weight": w} for name, w in (("train", 3.0), ("more", 1.0))]
     config = configuration(corpora, tmp_path / "run", data__train=mixed, **changes)
     seen: list[Batch] = []
     for resume, stop in (("none", 3), ("auto", 99)):
@@ -239,9 +235,7 @@ def windows(corpora: Corpora, length: int) -> Iterator[reference.Batch]:
             starts[index] = start
             if first + index + 1 in begins:
                 targets[index] = -1
-        yield reference.Batch(
-            inputs, targets, np.arange(len(inputs), dtype=np.int32) - starts, starts, len(inputs)
-        )
+        yield reference.Batch(inputs, targets, np.arange(len(inputs), dtype=np.int32) - starts, starts, len(inputs))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -262,8 +256,7 @@ def test_held_out_loss_is_the_references(corpora: Corpora, tmp_path: Path, famil
         if entry.file.endswith(".weights")
     }
     passes = [
-        reference.model_forward(reference.Shape(**values), weights, batch)
-        for batch in windows(corpora, runs.LENGTH)
+        reference.model_forward(reference.Shape(**values), weights, batch) for batch in windows(corpora, runs.LENGTH)
     ]
     loss_sum, count = sum(each[0] for each in passes), sum(each[1] for each in passes)
     assert found["loss"] == pytest.approx(loss_sum / count, rel=1e-6)

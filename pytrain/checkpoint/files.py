@@ -26,8 +26,8 @@ class Group(Protocol):
     def barrier(self) -> None:
         """Wait for all."""
 
-    def gather(self, value: T) -> list[T] | None:
-        """On rank 0 the values of all ranks, in their order; None elsewhere."""
+    def gather(self, value: T) -> list[T]:
+        """On rank 0 the values of all ranks, in their order; elsewhere an empty list."""
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on all ranks."""
@@ -42,7 +42,7 @@ class OneProcess:
     def barrier(self) -> None:
         """Nobody to wait for."""
 
-    def gather(self, value: T) -> list[T] | None:
+    def gather(self, value: T) -> list[T]:
         """The value alone."""
         return [value]
 

@@ -72,9 +72,7 @@ def renderables(checkpoint: Checkpoint, norms: bool = False) -> list["Renderable
         column.justify = "right"
     for name, entry in tensors.items():
         row = [name, entry.file, entry.dtype, " x ".join(map(str, entry.shape)), f"{entry.bytes:,}"]
-        table.add_row(
-            *map(Text, row), *([Text(f"{_root_mean_square(checkpoint, name):.6g}")] if norms else [])
-        )
+        table.add_row(*map(Text, row), *([Text(f"{_root_mean_square(checkpoint, name):.6g}")] if norms else []))
     return [summary, Text(), table]
 
 

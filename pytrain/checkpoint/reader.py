@@ -171,8 +171,7 @@ class Checkpoint:
             )
         if entry.dtype != piece.dtype and not convert_dtype:
             raise UserError(
-                f"{piece.tensor} is {entry.dtype} in the checkpoint {self.folder}, "
-                f"but {piece.dtype} is asked for"
+                f"{piece.tensor} is {entry.dtype} in the checkpoint {self.folder}, but {piece.dtype} is asked for"
             )
         return entry
 
@@ -190,9 +189,7 @@ class Checkpoint:
             finally:
                 os.close(descriptor)
 
-    def _read_piece(
-        self, descriptor: int, file: str, stored: StoredPiece, overlapping: list[_Wanted]
-    ) -> None:
+    def _read_piece(self, descriptor: int, file: str, stored: StoredPiece, overlapping: list[_Wanted]) -> None:
         """Read one stored piece whole, verify it, and copy what is wanted of it."""
         target = _direct_target(stored, overlapping)
         buffer = target if target is not None else np.empty(stored.end - stored.begin, np.uint8)

@@ -59,12 +59,12 @@ def save(
     partial = final.with_name(final.name + PARTIAL)
     gathered = group.gather([(piece.entry, piece.first, piece.count) for piece in pieces])
     files: Files = {}
-    if gathered is not None:
+    if group.rank == 0:
         files = _plan(extent for of_rank in gathered for extent in of_rank)
         _prepare(partial, files, operations)
     files = group.broadcast(files)
     written = group.gather(_write_pieces(partial, files, pieces, operations, all_files=group.rank == 0))
-    if written is not None:
+    if group.rank == 0:
         copies = _write_copies(partial, config_text, extra_files or {}, operations)
         model = tomllib.loads(config_text).get("model", {})
         manifest = Manifest(step, state, model, _stored_files(files, written), copies)
@@ -86,9 +86,7 @@ def _plan(extents: Iterable[tuple[TensorEntry, int, int]]) -> Files:
         end = 0
         for first, past in sorted(ranges):
             if first != end:
-                raise ValueError(
-                    f"pieces of {name} {'overlap' if first < end else 'leave a gap'} at element {end}"
-                )
+                raise ValueError(f"pieces of {name} {'overlap' if first < end else 'leave a gap'} at element {end}")
             end = past
         if end != entries[name].elements:
             raise ValueError(f"pieces of {name} end at element {end} of {entries[name].elements}")
@@ -158,9 +156,7 @@ def _write_copies(
             contents[name] = source.read_bytes()
     for name, content in contents.items():
         write_file(operations, partial / name, content)
-    return {
-        name: Copy(len(content), hashlib.sha256(content).hexdigest()) for name, content in contents.items()
-    }
+    return {name: Copy(len(content), hashlib.sha256(content).hexdigest()) for name, content in contents.items()}
 
 
 def _stored_files(files: Files, written: list[list[tuple[str, StoredPiece]]]) -> dict[str, StoredFile]:

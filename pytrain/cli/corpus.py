@@ -11,20 +11,14 @@ PATH = click.Path(path_type=Path)
 
 @click.command(short_help="Tokenize text into a corpus.")
 @click.argument("inputs", nargs=-1, required=True, type=PATH, metavar="FILE|FOLDER...")
-@click.option(
-    "--tokenizer", required=True, type=PATH, help="SentencePiece .model or Hugging Face tokenizer.json."
-)
+@click.option("--tokenizer", required=True, type=PATH, help="SentencePiece .model or Hugging Face tokenizer.json.")
 @click.option(
     "--out", "prefix", required=True, type=PATH, metavar="PREFIX", help="Writes PREFIX.bin, .idx and .json."
 )
-@click.option(
-    "--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes that tokenize."
-)
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes that tokenize.")
 @click.option("--key", default="text", show_default=True, help="Key of the text in JSONL.")
 @click.option("--eod/--no-eod", default=True, show_default=True, help="End each document with the end token.")
-def prepare(
-    inputs: tuple[Path, ...], tokenizer: Path, prefix: Path, workers: int, key: str, eod: bool
-) -> None:
+def prepare(inputs: tuple[Path, ...], tokenizer: Path, prefix: Path, workers: int, key: str, eod: bool) -> None:
     """Tokenize text (a file is a document) or JSONL (a line is), plain, .gz or .zst, into a corpus.
 
     \b
@@ -35,9 +29,7 @@ def prepare(
     from pytrain.progress import byte_progress
 
     with byte_progress("prepare", sys.stderr) as progress:
-        report = corpus.prepare(
-            inputs, prefix, tokenizer, workers, append_eod=eod, text_key=key, progress=progress
-        )
+        report = corpus.prepare(inputs, prefix, tokenizer, workers, append_eod=eod, text_key=key, progress=progress)
     empty = f" ({report.empty_documents} of them empty)" if report.empty_documents else ""
     per_token = f", {report.utf8_bytes / report.tokens:.2f} bytes per token" if report.tokens else ""
     click.echo(
@@ -55,9 +47,7 @@ def tokenizer() -> None:
 @click.argument("inputs", nargs=-1, required=True, type=PATH, metavar="FILE|FOLDER...")
 @click.option("--out", "output", required=True, type=PATH, metavar="FILE.model", help="Where to write.")
 @click.option("--vocabulary", required=True, type=click.IntRange(min=1), help="Number of tokens.")
-@click.option(
-    "--type", "model_type", default="unigram", show_default=True, type=click.Choice(["unigram", "bpe"])
-)
+@click.option("--type", "model_type", default="unigram", show_default=True, type=click.Choice(["unigram", "bpe"]))
 @click.option("--key", default="text", show_default=True, help="Key of the text in JSONL.")
 def train(
     inputs: tuple[Path, ...], output: Path, vocabulary: int, model_type: Literal["unigram", "bpe"], key: str

@@ -11,12 +11,8 @@ PATH = click.Path(path_type=Path)
 @click.command(short_help="Let a trained model write.")
 @click.argument("checkpoint", type=PATH)
 @click.option("--prompt", default="", help="Text to continue; - reads it from standard input.")
-@click.option(
-    "--tokens", default=128, show_default=True, type=click.IntRange(min=1), help="Most tokens to write."
-)
-@click.option(
-    "--temperature", default=0.8, show_default=True, type=click.FloatRange(min=0), help="0 is greedy."
-)
+@click.option("--tokens", default=128, show_default=True, type=click.IntRange(min=1), help="Most tokens to write.")
+@click.option("--temperature", default=0.8, show_default=True, type=click.FloatRange(min=0), help="0 is greedy.")
 @click.option(
     "--top-k", default=0, show_default=True, type=click.IntRange(min=0), help="Likeliest k only; 0 for all."
 )
@@ -69,9 +65,7 @@ def generate(
 
 @click.command(short_help="Checkpoint to Hugging Face model.")
 @click.argument("checkpoint", type=PATH)
-@click.option(
-    "--hf", "folder", required=True, type=PATH, metavar="DIR", help="Folder to write; must not exist yet."
-)
+@click.option("--hf", "folder", required=True, type=PATH, metavar="DIR", help="Folder to write; must not exist yet.")
 def export(checkpoint: Path, folder: Path) -> None:
     """Write a model in Hugging Face form: config.json, safetensors, tokenizer.
 
@@ -90,9 +84,7 @@ def export(checkpoint: Path, folder: Path) -> None:
 @click.option(
     "--hf", "folder", required=True, type=PATH, metavar="DIR", help="Folder with config.json and safetensors."
 )
-@click.option(
-    "--out", required=True, type=PATH, metavar="DIR", help="Checkpoint to write; must not exist yet."
-)
+@click.option("--out", required=True, type=PATH, metavar="DIR", help="Checkpoint to write; must not exist yet.")
 def import_(folder: Path, out: Path) -> None:
     """Make a checkpoint from a GPT-2 or LLaMA model in Hugging Face form.
 

@@ -11,17 +11,13 @@ _STYLES = {"F": "black on bright_cyan", "B": "black on green", "I": "black on gr
 
 
 @click.command(short_help="Draw a pipeline schedule.")
-@click.option(
-    "--schedule", required=True, metavar="1f1b|gpipe|interleaved|zero-bubble", help="Which to draw."
-)
+@click.option("--schedule", required=True, metavar="1f1b|gpipe|interleaved|zero-bubble", help="Which to draw.")
 @click.option("--stages", required=True, type=_COUNT, metavar="P", help="Ranks of the pipeline.")
 @click.option("--micro-batches", required=True, type=_COUNT, metavar="M", help="Micro-batches in a step.")
 @click.option(
     "--chunks", default=1, show_default=True, type=_COUNT, metavar="V", help="Interleaved: stages per rank."
 )
-@click.option(
-    "--svg", "picture", type=click.Path(path_type=Path), metavar="FILE", help="Draw into this, too."
-)
+@click.option("--svg", "picture", type=click.Path(path_type=Path), metavar="FILE", help="Draw into this, too.")
 def plan(schedule: str, stages: int, micro_batches: int, chunks: int, picture: Path | None) -> int:
     """Prove a pipeline schedule and draw it: who computes when, the bubble, and what is kept in memory.
 

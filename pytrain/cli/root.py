@@ -26,12 +26,8 @@ def _print_version(context: click.Context, _parameter: click.Parameter, wanted: 
         context.exit()
 
 
-@click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EXIT_CODES
-)
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Version."
-)
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EXIT_CODES)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Version.")
 def root() -> None:
     """Train GPT-2 and LLaMA models from text to weights, on one machine.
 
@@ -49,9 +45,7 @@ def root() -> None:
 
 @root.command(short_help="Train as a run.toml says.")
 @click.argument("run", metavar="RUN.toml", type=PATH)
-@click.option(
-    "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key; may be repeated."
-)
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key; may be repeated.")
 @click.option(
     "--resume",
     default="none",
@@ -59,9 +53,7 @@ def root() -> None:
     metavar="none|auto|PATH",
     help="Start anew, go on from the run folder's newest whole checkpoint if any, or from this one.",
 )
-@click.option(
-    "--dry-run", is_flag=True, help="Print parameters, tokens, memory, disk and time; train nothing."
-)
+@click.option("--dry-run", is_flag=True, help="Print parameters, tokens, memory, disk and time; train nothing.")
 def train(run: Path, overrides: tuple[str, ...], resume: str, dry_run: bool) -> int:
     """Train as RUN.toml says; a run folder in its place repeats that run.
 
@@ -72,17 +64,18 @@ def train(run: Path, overrides: tuple[str, ...], resume: str, dry_run: bool) -> 
       pytrain train run.toml --resume auto               also right when there is no checkpoint yet
       pytrain train runs/first --set run.folder=runs/again
     """
-    from pytrain import config
-
-    settings = config.load(run, overrides)
-    from pytrain import train as training  # after the configuration is known to be right
+    from pytrain import config, launch
 
     if dry_run:
         from pytrain.estimate import report
 
-        click.echo(report(settings))
+        click.echo(report(config.load(run, overrides)))
         return ExitCode.OK
-    result = training.train(settings, resume=resume)
+    with launch.world() as world:
+        settings = world.on_root(lambda: config.load(run, overrides))
+        from pytrain import train as training  # after the configuration is known to be right
+
+        result = training.train(settings, resume=resume, world=world)
     return ExitCode.STOPPED if result.stopped else ExitCode.OK
 
 
@@ -117,9 +110,7 @@ def init(preset: str, out: str) -> None:
         raise UserError(f"{out} exists already; give another --out, or remove it") from None
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}") from None
-    click.echo(
-        f"wrote {out}; next: put your corpora and tokenizer into it, then `pytrain train {out} --dry-run`"
-    )
+    click.echo(f"wrote {out}; next: put your corpora and tokenizer into it, then `pytrain train {out} --dry-run`")
 
 
 @root.command(short_help="Explain the keys of the configuration.")

@@ -71,14 +71,14 @@ def ring_reduce_scatter(wire: Wire, array: Array, bounds: Sequence[int]) -> Step
     Piece i is added in the order i + 1, ..., n - 1, 0, ..., i. A block is passed on as soon as it
     is added, while the next one is on its way.
     """
+    if wire.size == 1:
+        return  # the neighbour would be this member itself
     pieces = pieces_of(array, bounds)
     following, preceding = (wire.index + 1) % wire.size, (wire.index - 1) % wire.size
     scratch = wire.scratch(array.dtype, max(piece.size for piece in pieces))
     first = pieces[preceding]
     sends = [
-        request
-        for block in wire.blocks(first.size, array.itemsize)
-        for request in wire.send(first[block], following)
+        request for block in wire.blocks(first.size, array.itemsize) for request in wire.send(first[block], following)
     ]
     for step in range(2, wire.size + 1):
         piece = pieces[(wire.index - step) % wire.size]

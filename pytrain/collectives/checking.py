@@ -46,9 +46,7 @@ def send_checked(wire: Wire, array: Array, to: int, text: str, payload: Wire) ->
     yield wire.send(_record(text), to) + payload.send(array, to)
 
 
-def receive_checked(
-    wire: Wire, array: Array, source: int, text: str, payload: Wire, group: str, rank: int
-) -> Steps:
+def receive_checked(wire: Wire, array: Array, source: int, text: str, payload: Wire, group: str, rank: int) -> Steps:
     """The other end: receives only what it expects.
 
     Raises:

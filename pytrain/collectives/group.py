@@ -44,8 +44,10 @@ class Group:
     Operations on arrays work in place on C-contiguous arrays of any shape, taken as flat; each has a form
     that `start_`s it and gives a handle. All members call them in the same order with the same sizes, dtypes
     and options. Sums are of float32, float64, or uint16 arrays that hold `half` ("bf16" or "fp16") numbers,
-    which are added in fp32 and rounded once (once a level by "two_level"); of other
-    arrays `half` says nothing. Every member gets the same bits. `bounds` cuts an array into one piece per member: array[bounds[i] : bounds[i + 1]] is that of member i; by
+    which are added in fp32 and rounded once (once a level by "two_level"); of other arrays `half` says
+    nothing. Every member gets the same bits.
+
+    `bounds` cuts an array into one piece per member: array[bounds[i] : bounds[i + 1]] is that of member i; by
     default nearly equal pieces. `algorithm` overrides the table (see `pytrain.collectives.table`).
     """
 
@@ -120,9 +122,7 @@ class Group:
         """As `reduce_scatter`, without waiting."""
         return Finished()
 
-    def all_gather(
-        self, array: Array, bounds: Sequence[int] | None = None, algorithm: str | None = None
-    ) -> None:
+    def all_gather(self, array: Array, bounds: Sequence[int] | None = None, algorithm: str | None = None) -> None:
         """array: every member's piece as that member has it. Any dtype."""
         self.start_all_gather(array, bounds, algorithm).wait()
 

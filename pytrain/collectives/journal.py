@@ -77,11 +77,7 @@ class Journal:
         now = self.clock()
         return [
             f"{now - entry.started:9.3f} s ago  {entry.group}: {entry.text}  "
-            + (
-                "NOT FINISHED"
-                if entry.finished is None
-                else f"{(entry.finished - entry.started) * 1e3:.3f} ms"
-            )
+            + ("NOT FINISHED" if entry.finished is None else f"{(entry.finished - entry.started) * 1e3:.3f} ms")
             for entry in list(self.entries)
         ]
 

@@ -60,9 +60,7 @@ class MpiGroup(Group):
         ranks: of the members in the world.
     """
 
-    def __init__(
-        self, process: Process, communicator: MPI.Intracomm, name: str, ranks: Sequence[int]
-    ) -> None:
+    def __init__(self, process: Process, communicator: MPI.Intracomm, name: str, ranks: Sequence[int]) -> None:
         self.process = process
         self.communicator = communicator
         self.name = name
@@ -162,9 +160,7 @@ class MpiGroup(Group):
         flat = _flat(array)
         wire = self._wire("receive", tag=self._caller_tag(tag))
         text = f"send {flat.dtype} x {flat.size}"  # both ends hash the same words
-        stream = self._history.received.setdefault(
-            (self._member(source), tag), type(self._history.collective)()
-        )
+        stream = self._history.received.setdefault((self._member(source), tag), type(self._history.collective)())
         stream.add(text)
         if self._each:
             header = self._wire("check", tag=tag)
@@ -242,8 +238,7 @@ class MpiGroup(Group):
         cuts = [int(bound) for bound in bounds]
         if len(cuts) != self.size + 1 or cuts != sorted(cuts) or (cuts[0], cuts[-1]) != (0, flat.size):
             raise ValueError(
-                f"group {self._key}: bounds must be {self.size + 1} rising numbers from 0 to {flat.size}, "
-                f"not {cuts}"
+                f"group {self._key}: bounds must be {self.size + 1} rising numbers from 0 to {flat.size}, not {cuts}"
             )
         return cuts
 
@@ -269,15 +264,11 @@ class MpiGroup(Group):
             )
         return name
 
-    def _wire(
-        self, kind: str, half: str | None = None, operation: Operation = "sum", tag: int | None = None
-    ) -> Wire:
+    def _wire(self, kind: str, half: str | None = None, operation: Operation = "sum", tag: int | None = None) -> Wire:
         if tag is None:
             tag = CHECK_TAGS + self._history.collective.count % (LAST_TAG - CHECK_TAGS)
         tools = self.process.tools
-        return Wire(
-            self.transport, self._members, self.rank, tag, tools, self.counters, kind, half, operation
-        )
+        return Wire(self.transport, self._members, self.rank, tag, tools, self.counters, kind, half, operation)
 
     def _start(self, wire: Wire, steps: Steps, flat: Array | None, detail: str) -> Running:
         """Begin a collective: note it in the history that all members must share."""
@@ -303,9 +294,7 @@ class MpiGroup(Group):
         return self._run(wire, operation(wire, value), 0, "compare histories").wait()
 
 
-def world_group(
-    settings: Settings, communicator: MPI.Intracomm, nodes: Sequence[int] | None = None
-) -> MpiGroup:
+def world_group(settings: Settings, communicator: MPI.Intracomm, nodes: Sequence[int] | None = None) -> MpiGroup:
     """The group of all ranks of a communicator; all of them call it.
 
     Args:

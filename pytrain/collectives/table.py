@@ -81,9 +81,7 @@ def default_ranges(kind: str, ranks: int, nodes: int) -> tuple[Range, ...]:
 class Choice:
     """The table for one kind of operation of one group, reduced to what may be taken."""
 
-    def __init__(
-        self, ranges: Iterable[Range], kind: str, nodes: int, half: bool, eligible: Eligible
-    ) -> None:
+    def __init__(self, ranges: Iterable[Range], kind: str, nodes: int, half: bool, eligible: Eligible) -> None:
         self._limits: list[float] = []
         self._names: list[str] = []
         for part in ranges:
@@ -113,9 +111,7 @@ class Table:
     def choice(self, kind: str, ranks: int, nodes: int, half: bool, eligible: Eligible) -> Choice:
         """What a group takes: as measured for the nearest number of ranks, else the defaults."""
         like = [
-            entry
-            for entry in self.measured
-            if (entry.kind, entry.half, entry.nodes > 1) == (kind, half, nodes > 1)
+            entry for entry in self.measured if (entry.kind, entry.half, entry.nodes > 1) == (kind, half, nodes > 1)
         ]
         like.sort(key=lambda entry: (abs(math.log(entry.ranks / ranks)), entry.ranks))
         for entry in like[:1]:
@@ -160,8 +156,7 @@ def from_json(value: Any, source: str) -> Table:
     """
     if not isinstance(value, Mapping) or value.get("format") != FORMAT:
         raise UserError(
-            f"{source}: not a table of collectives of format {FORMAT}; "
-            "`pytrain info --collectives` writes one"
+            f"{source}: not a table of collectives of format {FORMAT}; `pytrain info --collectives` writes one"
         )
     try:
         return Table(tuple(_entry(entry) for entry in value["measured"]), str(value["machine"]))

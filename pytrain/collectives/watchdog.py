@@ -65,9 +65,7 @@ def verdict(reports: Mapping[int, Report], ranks: int, seconds: float) -> str:
     for rank in range(ranks):
         if rank in reports:
             report = reports[rank]
-            head = (
-                f"[{report.label}] phase: {report.phase}; last movement {report.idle:.1f} s ago; operations:"
-            )
+            head = f"[{report.label}] phase: {report.phase}; last movement {report.idle:.1f} s ago; operations:"
             parts += [head, *(f"[{report.label}]   {line}" for line in report.lines)]
     silent = sorted(set(range(ranks)) - set(reports))
     parts.append(f"watchdog: nothing has moved for {seconds:g} s; the job ends.")
@@ -77,9 +75,7 @@ def verdict(reports: Mapping[int, Report], ranks: int, seconds: float) -> str:
     told = deviations(reports)
     parts += [f"watchdog: {sentence}" for sentence in told]
     if not told and not silent:
-        parts.append(
-            "watchdog: all histories agree: what hangs is not a difference in the order of operations"
-        )
+        parts.append("watchdog: all histories agree: what hangs is not a difference in the order of operations")
     return "\n".join(parts)
 
 

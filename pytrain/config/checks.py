@@ -51,9 +51,7 @@ def _grouped_heads(heads: int, kv_heads: int) -> str | None:
     if heads % kv_heads == 0:
         return None
     divisors = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-    return (
-        f"model.heads ({heads}) is not divisible by model.kv_heads ({kv_heads}); kv_heads may be {divisors}"
-    )
+    return f"model.heads ({heads}) is not divisible by model.kv_heads ({kv_heads}); kv_heads may be {divisors}"
 
 
 def _rotary_head_size(head_size: int, family: str) -> str | None:
@@ -154,19 +152,14 @@ def _loss_scale_for_fp16(loss_scale: float, dtype: str) -> str | None:
 def _one_policy_per_stage(policy: tuple[str, ...], pp: int) -> str | None:
     if len(policy) in (1, pp):
         return None
-    return (
-        f"recompute.policy has {len(policy)} entries; give one for all stages, or parallel.pp ({pp}) of them"
-    )
+    return f"recompute.policy has {len(policy)} entries; give one for all stages, or parallel.pp ({pp}) of them"
 
 
 def _kept_steps_are_saved(keep_every: int, every: int) -> str | None:
     if keep_every == 0 or (every > 0 and keep_every % every == 0):
         return None
     nearest = max(keep_every // every, 1) * every if every > 0 else 0
-    return (
-        f"checkpoint.keep_every ({keep_every}) is not a multiple of checkpoint.every ({every}); "
-        f"{nearest} would be"
-    )
+    return f"checkpoint.keep_every ({keep_every}) is not a multiple of checkpoint.every ({every}); {nearest} would be"
 
 
 def _something_to_evaluate(every: int, heldout: tuple[object, ...]) -> str | None:

@@ -61,23 +61,15 @@ def explain(name: str | None) -> str:
     keys = all_keys()
     if name is None:
         width = max(len(key.name) for key in keys)
-        lines = [
-            f"{key.name:{width}}  {'(required)' if key.default is None else key.default}" for key in keys
-        ]
+        lines = [f"{key.name:{width}}  {'(required)' if key.default is None else key.default}" for key in keys]
         return "\n".join(
             [*lines, "", "`pytrain config KEY` explains one of them, `pytrain config SECTION` a section."]
         )
-    chosen = [key for key in keys if key.name == name] or [
-        key for key in keys if key.name.startswith(f"{name}.")
-    ]
+    chosen = [key for key in keys if key.name == name] or [key for key in keys if key.name.startswith(f"{name}.")]
     if not chosen:
         known = [key.name for key in keys]
         same_last_part = [known_name for known_name in known if known_name.split(".")[-1] == name]
-        guess = (
-            f'; did you mean "{same_last_part[0]}"?'
-            if same_last_part
-            else close_to(name, [*known, *SECTIONS])
-        )
+        guess = f'; did you mean "{same_last_part[0]}"?' if same_last_part else close_to(name, [*known, *SECTIONS])
         raise UserError(f'"{name}" is not a key or section of the configuration{guess}')
     title = [f"[{name}] {_summary(SECTIONS[name])}"] if name in SECTIONS else []
     return "\n\n".join([*title, *map(_paragraph, chosen)])
@@ -163,9 +155,7 @@ def _kind(annotation: Any) -> str:
         return words[annotation]
     arguments = [argument for argument in get_args(annotation) if argument not in (type(None), Ellipsis)]
     if get_origin(annotation) is Literal:
-        return " | ".join(
-            str(argument).lower() if argument is True else str(argument) for argument in arguments
-        )
+        return " | ".join(str(argument).lower() if argument is True else str(argument) for argument in arguments)
     if get_origin(annotation) is tuple:
         return f"list of: {_kind(arguments[0])}"
     if arguments:
@@ -202,9 +192,7 @@ def _paragraph(key: Key) -> str:
     head = f"{key.name}\n"
     default = "has to be given" if key.default is None else f"default {key.default}"
     body = f"{key.description}\n{key.kind}; {default}"
-    return head + textwrap.indent(
-        "\n".join(textwrap.fill(line, WIDTH - 4) for line in body.split("\n")), "    "
-    )
+    return head + textwrap.indent("\n".join(textwrap.fill(line, WIDTH - 4) for line in body.split("\n")), "    ")
 
 
 def _comment(text: str) -> list[str]:

@@ -71,9 +71,7 @@ def build(
         source: name of the file, for messages.
         origins: dotted key -> name of where its value comes from, for keys not from `source`.
     """
-    tables: dict[str, Any] = {name: {} for name in SECTIONS} | {
-        name: _frozen(table) for name, table in data.items()
-    }
+    tables: dict[str, Any] = {name: {} for name in SECTIONS} | {name: _frozen(table) for name, table in data.items()}
     problems: list[Problem] = []
     if isinstance(tables["model"], dict):
         tables["model"], problems = _expand_model(tables["model"])
@@ -92,9 +90,7 @@ def build_model(data: Mapping[str, Any], source: str = "configuration") -> Model
     try:
         model = ModelConfig.model_validate(table)
     except ValidationError as error:
-        problems += _all_problems(
-            error, {"model": table}, MODEL_CHECKS, _unknown_preset(problems), ("model",)
-        )
+        problems += _all_problems(error, {"model": table}, MODEL_CHECKS, _unknown_preset(problems), ("model",))
     if problems:
         raise _as_error(problems, source, {})
     return model
@@ -179,9 +175,7 @@ def _apply_override(data: dict[str, Any], override: str) -> str:
 
 def _list_entry(entries: list[Any], index: str, override: str) -> Any:
     if not index.isdecimal() or int(index) >= len(entries):
-        raise UserError(
-            f"--set {override}: the list has {len(entries)} entries, counted from 0; there is no {index}"
-        )
+        raise UserError(f"--set {override}: the list has {len(entries)} entries, counted from 0; there is no {index}")
     return entries[int(index)]
 
 

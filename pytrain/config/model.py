@@ -44,17 +44,11 @@ def _default_ffn(data: dict[str, Any]) -> int:
 class RopeScaling(Section):
     """Stretches rotary positions beyond the context of an earlier training, as Llama 3 does."""
 
-    rope_type: Literal["llama3"] = Field(
-        default="llama3", description="The formula; only Llama 3's is known."
-    )
+    rope_type: Literal["llama3"] = Field(default="llama3", description="The formula; only Llama 3's is known.")
     factor: float = Field(gt=0, description="Low frequencies are divided by this.")
-    low_freq_factor: float = Field(
-        gt=0, description="Wavelengths above original / this are scaled by factor."
-    )
+    low_freq_factor: float = Field(gt=0, description="Wavelengths above original / this are scaled by factor.")
     high_freq_factor: float = Field(gt=0, description="Wavelengths below original / this stay as they are.")
-    original_max_position_embeddings: int = Field(
-        gt=0, description="Context of the earlier training, in tokens."
-    )
+    original_max_position_embeddings: int = Field(gt=0, description="Context of the earlier training, in tokens.")
 
 
 class ModelConfig(Section):
@@ -85,9 +79,7 @@ class ModelConfig(Section):
         description="Width inside the feed-forward layer, in channels.",
         json_schema_extra={"default_text": "4 * hidden for gpt2; llama has to say it"},
     )
-    vocabulary: int = Field(
-        gt=0, lt=2**31, description="Number of tokens; at least as many as the tokenizer has."
-    )
+    vocabulary: int = Field(gt=0, lt=2**31, description="Number of tokens; at least as many as the tokenizer has.")
     context: int = Field(gt=0, description="Longest sequence the model is made for, in tokens.")
     tied_head: bool = Field(
         default_factory=lambda data: data["family"] == "gpt2",

@@ -26,9 +26,7 @@ class RunSection(Section):
         "Relative paths start at the working directory, here and everywhere.",
     )
     steps: int = Field(gt=0, description="Number of optimizer steps of the whole run.")
-    seed: int = Field(
-        default=1234, ge=0, lt=2**63, description="Seed of the initial weights and of the data order."
-    )
+    seed: int = Field(default=1234, ge=0, lt=2**63, description="Seed of the initial weights and of the data order.")
     device: Literal["cpu"] = Field(default="cpu", description="Where to compute.")
     deterministic: Literal[True] = Field(
         default=True,
@@ -50,9 +48,7 @@ class RunSection(Section):
 class TokenizerSection(Section):
     """The tokenizer that made the corpora."""
 
-    path: str = Field(
-        min_length=1, description="A SentencePiece .model file or a Hugging Face tokenizer.json."
-    )
+    path: str = Field(min_length=1, description="A SentencePiece .model file or a Hugging Face tokenizer.json.")
 
 
 def _last_part(prefix: object) -> str:
@@ -151,9 +147,7 @@ class OptimizerSection(Section):
     beta2: float = Field(default=0.95, ge=0, lt=1, description="Decay of the mean of the squared gradient.")
     eps: float = Field(default=1e-8, gt=0, description="Added to the root of the mean square.")
     weight_decay: float = Field(default=0.1, ge=0, description="Decay per step, times the learning rate.")
-    clip: float = Field(
-        default=1.0, ge=0, description="Largest global norm of the gradient; 0 does not clip."
-    )
+    clip: float = Field(default=1.0, ge=0, description="Largest global norm of the gradient; 0 does not clip.")
 
 
 class LearningRateSection(Section):
@@ -185,9 +179,7 @@ class PrecisionSection(Section):
     gradient_reduction: Dtype = Field(
         default="fp32", description="Format in which gradients travel between ranks (advanced)."
     )
-    master: Dtype = Field(
-        default="fp32", description="Format of the optimizer's own copy of the weights (advanced)."
-    )
+    master: Dtype = Field(default="fp32", description="Format of the optimizer's own copy of the weights (advanced).")
     loss_scale: float = Field(
         default_factory=lambda data: FP16_LOSS_SCALE if data["dtype"] == "fp16" else 1.0,
         gt=0,
@@ -246,9 +238,7 @@ class CheckpointSection(Section):
     every: int = Field(
         default=0, ge=0, description="Save every so many steps; 0 saves only at the end and when stopped."
     )
-    keep_last: int = Field(
-        default=0, ge=0, description="Keep this many of the newest checkpoints; 0 keeps all."
-    )
+    keep_last: int = Field(default=0, ge=0, description="Keep this many of the newest checkpoints; 0 keeps all.")
     keep_every: int = Field(
         default=0, ge=0, description="Besides keep_last, keep those whose step is a multiple; 0 for none."
     )
@@ -257,9 +247,7 @@ class CheckpointSection(Section):
 class EvaluationSection(Section):
     """Loss, perplexity and bits per byte on held-out text."""
 
-    every: int = Field(
-        default=0, ge=0, description="Evaluate every so many steps, and at the end; 0 never does."
-    )
+    every: int = Field(default=0, ge=0, description="Evaluate every so many steps, and at the end; 0 never does.")
     batches: int = Field(
         default=0, ge=0, description="Micro-batches per corpus and evaluation; 0 takes the whole corpus."
     )
@@ -271,9 +259,7 @@ class SampleSection(Section):
     prompts: tuple[str, ...] = Field(default=(), description="What the model is to continue.")
     every: int = Field(default=0, ge=0, description="Sample every so many steps; 0 never does.")
     tokens: int = Field(default=64, gt=0, description="Tokens to write per prompt.")
-    temperature: float = Field(
-        default=0.8, ge=0, description="0 takes the likeliest token; higher is more varied."
-    )
+    temperature: float = Field(default=0.8, ge=0, description="0 takes the likeliest token; higher is more varied.")
 
 
 class RunConfig(Section):

@@ -111,9 +111,7 @@ def prepare(
                 pytrain_version=version(),
             )
         )
-    return PrepareReport(
-        len(files), writer.documents, writer.empty_documents, writer.tokens, utf8_bytes, total
-    )
+    return PrepareReport(len(files), writer.documents, writer.empty_documents, writer.tokens, utf8_bytes, total)
 
 
 def _tasks(files: Sequence[InputFile], segment_bytes: int) -> Iterator[_Task]:
@@ -192,9 +190,7 @@ def _encode(tokenizer: Tokenizer, text_key: str, pieces: Sequence[Piece]) -> _En
         text = piece_text(piece, text_key)
         # A list of Python integers takes some forty bytes a token, so a long JSON text is encoded in segments
         # too.
-        encoded = [
-            np.array(tokenizer.encode(segment), dtype) for segment in text_segments(text, SEGMENT_BYTES)
-        ]
+        encoded = [np.array(tokenizer.encode(segment), dtype) for segment in text_segments(text, SEGMENT_BYTES)]
         arrays += encoded
         lengths.append(sum(map(len, encoded)))
         utf8_bytes += len(text.encode("utf-8"))

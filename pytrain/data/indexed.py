@@ -59,8 +59,7 @@ def _file_size(path: Path, prefix: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         raise UserError(
-            f"{path} does not exist; a corpus is the pair {prefix}.bin and {prefix}.idx, named without the "
-            "ending"
+            f"{path} does not exist; a corpus is the pair {prefix}.bin and {prefix}.idx, named without the ending"
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
@@ -118,16 +117,12 @@ class IndexedDataset:
         if raw[: len(MAGIC)] != MAGIC:
             raise UserError(f"{path} is not a Megatron index: it begins with {raw[:9]!r}, not {MAGIC!r}")
         if len(raw) < HEADER.size:
-            raise UserError(
-                f"{path} is cut short: {len(raw)} bytes where the header alone takes {HEADER.size}"
-            )
+            raise UserError(f"{path} is cut short: {len(raw)} bytes where the header alone takes {HEADER.size}")
         _, version, code, sequences, entries = HEADER.unpack(raw)
         if version != VERSION:
             raise UserError(f"{path} has index version {version}, but only version {VERSION} is known")
         if code in FLOAT_CODES:
-            raise UserError(
-                f"{path} stores {FLOAT_CODES[code]} values, which are not token ids (dtype code {code})"
-            )
+            raise UserError(f"{path} stores {FLOAT_CODES[code]} values, which are not token ids (dtype code {code})")
         if code not in INTEGER_CODES:
             known = ", ".join(str(each) for each in sorted(INTEGER_CODES))
             raise UserError(f"{path} has dtype code {code}, but token ids have one of {known}")
@@ -310,14 +305,10 @@ class IndexedWriter:
             return
         if array.min() < 0 or array.max() >= self.vocabulary_size:
             bad = int(array[(array < 0) | (array >= self.vocabulary_size)][0])
-            raise UserError(
-                f"{self.prefix}.bin: token id {bad} is outside the vocabulary of {self.vocabulary_size}"
-            )
+            raise UserError(f"{self.prefix}.bin: token id {bad} is outside the vocabulary of {self.vocabulary_size}")
         self._current += len(array)
         if self._current > MAXIMUM_LENGTH:
-            raise UserError(
-                f"{self.prefix}.idx: document {self.documents} has more than {MAXIMUM_LENGTH} tokens"
-            )
+            raise UserError(f"{self.prefix}.idx: document {self.documents} has more than {MAXIMUM_LENGTH} tokens")
         raw = array.astype(INTEGER_CODES[self._code]).tobytes()
         self._hash.update(raw)
         self._write(self._bin, "bin", raw)

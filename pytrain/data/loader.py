@@ -82,9 +82,7 @@ class _Corpus:
                 "corpus again"
             )
 
-    def fill(
-        self, windows: NDArray[np.int64], rows: NDArray[np.int64], outputs: Sequence[NDArray[np.int32]]
-    ) -> None:
+    def fill(self, windows: NDArray[np.int64], rows: NDArray[np.int64], outputs: Sequence[NDArray[np.int32]]) -> None:
         """Fill rows `rows` of tokens, targets, positions and document_starts ([B, T] each) from token
         `windows`.
         """
@@ -213,9 +211,7 @@ class HeldOut:
         _check_length(sequence_length)
         self.sequence_length = sequence_length
         label = CorpusSpec(prefix, name=name).label
-        self._corpus = _Corpus(
-            prefix, label, vocabulary, document_boundaries, mask_boundary, tokenizer_sha256
-        )
+        self._corpus = _Corpus(prefix, label, vocabulary, document_boundaries, mask_boundary, tokenizer_sha256)
         self.name = label
         self.tokens = len(self._corpus.dataset.tokens)
         self.windows = -(-(self.tokens - 1) // sequence_length)

@@ -50,9 +50,7 @@ class Mixture:
     for weights or phases that make no sense; `names` (one per corpus) is used in the sentences.
     """
 
-    def __init__(
-        self, sizes: Sequence[int], phases: Sequence[Phase], seed: int, names: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], phases: Sequence[Phase], seed: int, names: Sequence[str] = ()) -> None:
         self.sizes = tuple(sizes)
         self.phases = tuple(phases)
         self.seed = seed
@@ -79,8 +77,7 @@ class Mixture:
         for before, after in zip(self.phases, self.phases[1:], strict=False):
             if after.start_sample <= before.start_sample:
                 raise UserError(
-                    f"phases must start at rising samples, but {after.start_sample} follows "
-                    f"{before.start_sample}"
+                    f"phases must start at rising samples, but {after.start_sample} follows {before.start_sample}"
                 )
         for phase in self.phases:
             self._check_weights(phase)
@@ -121,9 +118,7 @@ class Mixture:
         """How many of the first `samples` samples each corpus gave, int64 [corpora]; O(1)."""
         number = self._phase_of(samples)
         within = samples - self._starts[number]
-        return self._bases[number] + _order.interleaved_counts(
-            within, self._cumulative[number], self.seed, number
-        )
+        return self._bases[number] + _order.interleaved_counts(within, self._cumulative[number], self.seed, number)
 
     def _phase_of(self, sample: int) -> int:
         if sample < 0:

@@ -75,9 +75,7 @@ def find_inputs(paths: Sequence[str | Path]) -> list[InputFile]:
             files.append(path)
         else:
             raise UserError(f"{path} does not exist")
-    return [
-        InputFile(path, path.stat().st_size, _plain_suffix(path) in (".jsonl", ".ndjson")) for path in files
-    ]
+    return [InputFile(path, path.stat().st_size, _plain_suffix(path) in (".jsonl", ".ndjson")) for path in files]
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:
@@ -152,9 +150,7 @@ def _json_text(line: str, text_key: str, where: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError(
-            f"{where}: {text_key!r} holds half of a surrogate pair, which is not a character"
-        ) from None
+        raise UserError(f"{where}: {text_key!r} holds half of a surrogate pair, which is not a character") from None
     return text
 
 
@@ -227,9 +223,7 @@ class _ZstandardStream(io.RawIOBase):
         try:
             import zstandard
         except ImportError as error:
-            raise UserError(
-                f"{path}: reading .zst needs the package zstandard (pip install zstandard)"
-            ) from error
+            raise UserError(f"{path}: reading .zst needs the package zstandard (pip install zstandard)") from error
         self._library = zstandard
         self._path = path
         self._raw = raw

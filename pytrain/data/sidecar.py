@@ -66,8 +66,7 @@ def read_sidecar(prefix: str | Path) -> Sidecar | None:
             raise UserError(f"{path} has no key {name!r}: it was not written by `pytrain prepare`")
         if type(values[name]) is not kind:
             raise UserError(
-                f"{path}: {name!r} is {values[name]!r}, which is not of type "
-                f"{getattr(kind, '__name__', kind)}"
+                f"{path}: {name!r} is {values[name]!r}, which is not of type {getattr(kind, '__name__', kind)}"
             )
     return Sidecar(**{name: values[name] for name in known})
 

@@ -102,9 +102,7 @@ class HuggingFaceTokenizer:
         try:
             import tokenizers
         except ImportError as error:
-            raise UserError(
-                f"{path}: reading it needs the package tokenizers (pip install tokenizers)"
-            ) from error
+            raise UserError(f"{path}: reading it needs the package tokenizers (pip install tokenizers)") from error
         self.path = Path(path)
         content = _read(self.path)
         self.sha256 = hashlib.sha256(content).hexdigest()
@@ -312,9 +310,7 @@ def _sample(sentences: Iterator[str], sample_bytes: int, seed: int) -> list[str]
     return [sentence for _, _, sentence in sorted(kept, key=lambda entry: entry[1])]
 
 
-def _train(
-    sample: list[str], path: Path, vocabulary_size: int, model_type: str, character_coverage: float
-) -> bytes:
+def _train(sample: list[str], path: Path, vocabulary_size: int, model_type: str, character_coverage: float) -> bytes:
     import sentencepiece
 
     model = io.BytesIO()
@@ -340,8 +336,7 @@ def _train(
         # The message begins with a source line and a condition in brackets; what follows is for people.
         reason = str(error).rpartition("] ")[2].strip().rstrip(".")
         raise UserError(
-            f"{path}: SentencePiece could not train a tokenizer of {vocabulary_size} pieces on this text: "
-            f"{reason}"
+            f"{path}: SentencePiece could not train a tokenizer of {vocabulary_size} pieces on this text: {reason}"
         ) from error
     return model.getvalue()
 

@@ -180,9 +180,7 @@ class _RankLowering:
         if action.kind is Kind.FORWARD and action.stage == 0:
             yield from self._take(self.slots, self.slot_of, key)
         if key not in self.slot_of:
-            raise ScheduleError(
-                f"rank {self.rank}: {action} has no activations: its forward is not before it"
-            )
+            raise ScheduleError(f"rank {self.rank}: {action} has no activations: its forward is not before it")
         # The last stage's gradient begins in it; with one stage alone none crosses a boundary.
         if action.kind in INPUT_GRADIENT and sends and key not in self.gradient_of:
             yield from self._take(self.gradients, self.gradient_of, key)

@@ -96,9 +96,7 @@ def interleaved_one_f_one_b(ranks: int, chunks_per_rank: int, micro_batches: int
     programs = []
     for rank in range(ranks):
         forwards = [Action(Kind.FORWARD, chunk * ranks + rank, microbatch) for chunk, microbatch in order]
-        backwards = [
-            Action(Kind.BACKWARD, (last - chunk) * ranks + rank, microbatch) for chunk, microbatch in order
-        ]
+        backwards = [Action(Kind.BACKWARD, (last - chunk) * ranks + rank, microbatch) for chunk, microbatch in order]
         # With several chunks a micro-batch passes p - r - 1 ranks below this one on its way to the last
         # stage and again on its way back, and the forwards of a whole group of p lie before each chunk.
         rounds = 1 if chunks_per_rank == 1 else 2
@@ -154,9 +152,7 @@ def programs_of(schedule: str, ranks: int, micro_batches: int, chunks_per_rank: 
     if schedule == "interleaved":
         return interleaved_one_f_one_b(ranks, chunks_per_rank, micro_batches)
     if chunks_per_rank != 1:
-        raise UserError(
-            f"schedule {schedule} has one chunk per rank, not {chunks_per_rank}; interleaved has several"
-        )
+        raise UserError(f"schedule {schedule} has one chunk per rank, not {chunks_per_rank}; interleaved has several")
     build = {"gpipe": gpipe, "1f1b": one_f_one_b, "zero-bubble": zero_bubble}[schedule]
     return build(ranks, micro_batches)
 
@@ -196,6 +192,4 @@ def _check_sizes(ranks: int, micro_batches: int, chunks_per_rank: int) -> None:
         if size < 1:
             raise UserError(f"the number of {name} must be at least 1, not {size}")
     if ranks == 1 and chunks_per_rank > 1:
-        raise UserError(
-            f"{chunks_per_rank} chunks per rank need at least 2 pipeline ranks: a single one never waits"
-        )
+        raise UserError(f"{chunks_per_rank} chunks per rank need at least 2 pipeline ranks: a single one never waits")

@@ -51,10 +51,7 @@ def text_blocks(lowered: Lowered, report: Report, width: int | None = None) -> l
     step = columns if width is None else max((width - head) // characters, 1) * characters
     rows = [_row(lowered, spans, unit, characters, columns) for spans in report.spans]
     return [
-        [
-            [Piece(_head(lowered, rank), None), *_cut(row, first, first + step)]
-            for rank, row in enumerate(rows)
-        ]
+        [[Piece(_head(lowered, rank), None), *_cut(row, first, first + step)] for rank, row in enumerate(rows)]
         for first in range(0, columns, step)
     ]
 
@@ -73,8 +70,7 @@ def summary(lowered: Lowered, report: Report) -> list[str]:
     lines = [
         f"{lowered.schedule}: {_count(len(lowered.ranks), 'rank')}{chunks}, "
         f"{_count(lowered.micro_batches, 'micro-batch', 'es')}",
-        f"time {report.makespan:g}, of which {report.work:g} computing: "
-        f"bubble {report.bubble:.1%} of the work",
+        f"time {report.makespan:g}, of which {report.work:g} computing: bubble {report.bubble:.1%} of the work",
         "micro-batches kept at most, by lifetime (summed over the rank's stages); slots of each stage:",
         f"  {'rank':>4}  {'F to B':>6}  {'F to W':>6}  {'I to W':>6}  slots",
     ]

@@ -58,9 +58,7 @@ class _Walker:
         self.training = lowered.training
         self.own = range(rank, lowered.stages, len(lowered.ranks))
         self.tied = [
-            stage
-            for stage in self.own
-            if lowered.tied and self.training and self.last and stage in (0, self.last)
+            stage for stage in self.own if lowered.tied and self.training and self.last and stage in (0, self.last)
         ]
         self.slots = _Buffers("slot", lowered.slots)
         self.gradients = _Buffers("gradient buffer", lowered.gradient_buffers)
@@ -141,9 +139,7 @@ class _Walker:
         """One of these must have been done on the action's stage and micro-batch."""
         self._comes_after(action, kinds, action.stage, action.microbatch)
 
-    def _comes_after(
-        self, action: Action, kinds: tuple[Kind, ...], stage: int, microbatch: int | None
-    ) -> None:
+    def _comes_after(self, action: Action, kinds: tuple[Kind, ...], stage: int, microbatch: int | None) -> None:
         earlier = [(kind, stage, microbatch) for kind in kinds]
         names = " or ".join(str(Action(*key)) for key in earlier)
         self._require(action, any(key in self.done for key in earlier), f"comes before {names}")
@@ -152,9 +148,7 @@ class _Walker:
         """The other end must be the rank that holds this stage."""
         self._require(action, 0 <= stage <= self.last, "has no stage at its other end")
         peer = self.lowered.rank_of(stage)
-        self._require(
-            action, action.peer == peer, f"names rank {action.peer}, but stage {stage} is on {peer}"
-        )
+        self._require(action, action.peer == peer, f"names rank {action.peer}, but stage {stage} is on {peer}")
 
     def _forward(self, action: Action) -> None:
         if action.stage > 0:

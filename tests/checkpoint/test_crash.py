@@ -127,9 +127,7 @@ class CrashingOperations(UnsyncedOperations):
         self._unsynced_renames.append((source, target))
 
     def remove_folder(self, path: Path) -> None:
-        self._step(
-            "remove_folder", lambda: sorted(path.iterdir())[-1].unlink()
-        )  # the manifest is not the last
+        self._step("remove_folder", lambda: sorted(path.iterdir())[-1].unlink())  # the manifest is not the last
         super().remove_folder(path)
 
 
@@ -161,16 +159,12 @@ def save_seed(run: Path, step: int, seed: int, operations: FileOperations) -> No
 
 
 def first_save(run: Path) -> Scene:
-    return Scene(
-        run, {1: [as_bytes(1)]}, lambda operations: save_seed(run, 1, 1, operations), may_be_empty=True
-    )
+    return Scene(run, {1: [as_bytes(1)]}, lambda operations: save_seed(run, 1, 1, operations), may_be_empty=True)
 
 
 def next_save(run: Path) -> Scene:
     save_random(run, 1, seed=1)
-    return Scene(
-        run, {1: [as_bytes(1)], 2: [as_bytes(2)]}, lambda operations: save_seed(run, 2, 2, operations)
-    )
+    return Scene(run, {1: [as_bytes(1)], 2: [as_bytes(2)]}, lambda operations: save_seed(run, 2, 2, operations))
 
 
 def replacing_save(run: Path) -> Scene:
@@ -186,9 +180,7 @@ def save_after_crash(run: Path) -> Scene:
     for name in ("step-000001.partial", "step-000000.deleted"):
         (checkpoints / name).mkdir()
         (checkpoints / name / "config.toml").touch()
-    return Scene(
-        run, {1: [as_bytes(1)], 2: [as_bytes(2)]}, lambda operations: save_seed(run, 2, 2, operations)
-    )
+    return Scene(run, {1: [as_bytes(1)], 2: [as_bytes(2)]}, lambda operations: save_seed(run, 2, 2, operations))
 
 
 def deletion(run: Path) -> Scene:
@@ -267,9 +259,7 @@ class FullDisk(UnsyncedOperations):
 def test_a_full_disk_is_one_sentence(tmp_path: Path, bytes_left: int) -> None:
     before = save_random(tmp_path, 1, seed=1)
     pieces = whole_pieces(ENTRIES, random_arrays(ENTRIES, 2))
-    with pytest.raises(
-        UserError, match=r"^/.*step-000002.partial/\S* cannot be written: No space left on device$"
-    ):
+    with pytest.raises(UserError, match=r"^/.*step-000002.partial/\S* cannot be written: No space left on device$"):
         save(tmp_path, 2, pieces, STATE, CONFIG_TEXT, operations=FullDisk(bytes_left))
     checkpoint = Checkpoint.open(tmp_path)
     assert checkpoint.step == 1

@@ -58,9 +58,7 @@ def test_truncated_file(folder: Path, file: str) -> None:
 
 def test_missing_file(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
-    refused(
-        lambda: Checkpoint.open(folder), f".*/{WEIGHTS} is missing, but the checkpoint's manifest lists it"
-    )
+    refused(lambda: Checkpoint.open(folder), f".*/{WEIGHTS} is missing, but the checkpoint's manifest lists it")
 
 
 def test_file_removed_after_opening(folder: Path) -> None:
@@ -81,8 +79,7 @@ def test_flipped_bit_in_a_tensor_is_named(folder: Path) -> None:
     for name, begin in file.begins.items():
         flip(folder / WEIGHTS, begin + 3)
         expected = (
-            f".*step-000002/{WEIGHTS} is damaged: bytes {begin} to [0-9]+, of {name}, are not those that "
-            f"were written"
+            f".*step-000002/{WEIGHTS} is damaged: bytes {begin} to [0-9]+, of {name}, are not those that were written"
         )
         refused(checkpoint.verify, expected)
         refused(lambda name=name: checkpoint.read(name), expected)  # type: ignore[misc]
@@ -141,9 +138,7 @@ def test_manifest_is_json_and_sealed(folder: Path) -> None:
     assert values["state"]["samples"] == 640
     values["state"]["samples"] = 641
     (folder / "manifest.json").write_text(json.dumps(values))
-    refused(
-        lambda: Checkpoint.open(folder), ".*/manifest.json is damaged: its text does not have the sha256 .*"
-    )
+    refused(lambda: Checkpoint.open(folder), ".*/manifest.json is damaged: its text does not have the sha256 .*")
     (folder / "manifest.json").write_text("[]")
     refused(lambda: Checkpoint.open(folder), ".*/manifest.json is not the manifest of a pytrain checkpoint")
 

@@ -25,9 +25,7 @@ def test_golden_bytes() -> None:
 def test_header_is_what_the_library_writes(seed: int) -> None:
     random = np.random.default_rng(seed)
     entries = [
-        TensorEntry(
-            "x", name, str(random.choice(["fp32", "fp16"])), tuple(random.integers(1, 6, rank).tolist())
-        )
+        TensorEntry("x", name, str(random.choice(["fp32", "fp16"])), tuple(random.integers(1, 6, rank).tolist()))
         for name, rank in zip(
             ["z", "layer.10.a", "layer.2.a", "重み", 'quote"', "b\\"], [1, 2, 3, 1, 2, 2], strict=True
         )

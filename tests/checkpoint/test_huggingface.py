@@ -41,15 +41,11 @@ def test_parameter_table_is_the_reference_one(name: str) -> None:
     shape = model(name)
     entries = weight_entries(shape, "fp32")
     values = shape.model_dump(exclude={"init_std"})
-    assert {entry.tensor: entry.shape for entry in entries} == reference.parameter_shapes(
-        reference.Shape(**values)
-    )
+    assert {entry.tensor: entry.shape for entry in entries} == reference.parameter_shapes(reference.Shape(**values))
     assert [entry.tensor for entry in entries] == list(reference.parameter_shapes(reference.Shape(**values)))
     for entry in entries:
         layer = re.match(r"layer\.(\d+)\.", entry.tensor)
-        bucket = (
-            f"layer_{int(layer[1]):03d}" if layer else "embed" if entry.tensor.startswith("embed") else "head"
-        )
+        bucket = f"layer_{int(layer[1]):03d}" if layer else "embed" if entry.tensor.startswith("embed") else "head"
         assert entry.file == f"{bucket}.weights"
 
 
@@ -61,9 +57,7 @@ def test_parameter_table_is_the_native_one(name: str) -> None:
     shape = model(name)
     operations = native_shape(shape)
     layout = native().Layout(operations, 0, operations.op_count)
-    table = [
-        (f"{layout.buckets[spec.bucket].name}.weights", spec.name, spec.shape) for spec in layout.tensors
-    ]
+    table = [(f"{layout.buckets[spec.bucket].name}.weights", spec.name, spec.shape) for spec in layout.tensors]
     assert [(entry.file, entry.tensor, entry.shape) for entry in weight_entries(shape, "fp32")] == table
 
 
@@ -168,9 +162,7 @@ def test_shards(tmp_path: Path) -> None:
     for key, value in weights.items():
         assert Checkpoint.open(imported.checkpoint).read(key).tobytes() == value.tobytes()
     (folder / files[1]).unlink()
-    with pytest.raises(
-        UserError, match=f"^.*/{files[1]} is missing, but model.safetensors.index.json lists it$"
-    ):
+    with pytest.raises(UserError, match=f"^.*/{files[1]} is missing, but model.safetensors.index.json lists it$"):
         import_huggingface(folder, tmp_path / "missing")
 
 
@@ -196,9 +188,7 @@ def test_gpt2_as_the_hub_has_it(tmp_path: Path) -> None:
     """No "transformer." in the names, and buffers among the weights."""
     shape = build_model(GPT2)
     weights = random_weights(shape, "fp32", seed=3)
-    tensors = {
-        name.removeprefix("transformer."): value for name, value in expected_tensors(shape, weights).items()
-    }
+    tensors = {name.removeprefix("transformer."): value for name, value in expected_tensors(shape, weights).items()}
     for layer in range(2):
         tensors[f"h.{layer}.attn.bias"] = np.ones((1, 1, 19, 19), np.uint8)
         tensors[f"h.{layer}.attn.masked_bias"] = np.array(-1e4, np.float32)
@@ -278,9 +268,7 @@ def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^.*/model.safetensors is not a whole safetensors file: "):
         import_huggingface(folder, tmp_path / "run")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(
-        UserError, match=r"^.*/hf holds neither model.safetensors nor .*; weights in another format"
-    ):
+    with pytest.raises(UserError, match=r"^.*/hf holds neither model.safetensors nor .*; weights in another format"):
         import_huggingface(folder, tmp_path / "run")
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"^.*/config.json is not JSON: "):
@@ -317,16 +305,13 @@ def test_export_of_a_damaged_or_incomplete_checkpoint(tmp_path: Path) -> None:
 
 
 def test_optimizer_state_stays_behind(tmp_path: Path) -> None:
-    from tests.checkpoint_cases import UnsyncedOperations
-
     from pytrain.checkpoint import save
+    from tests.checkpoint_cases import UnsyncedOperations
 
     shape = model("gpt2")
     weights = random_weights(shape, "bf16", seed=1)
     plain = save_weights(tmp_path / "plain", shape, "bf16", weights)
-    pieces = [
-        TensorPiece(*entry, 0, weights[entry.tensor].ravel()) for entry in weight_entries(shape, "bf16")
-    ]
+    pieces = [TensorPiece(*entry, 0, weights[entry.tensor].ravel()) for entry in weight_entries(shape, "bf16")]
     for entry in weight_entries(shape, "bf16"):
         file = entry.file.replace("weights", "optimizer")
         for kind in ("master", "m", "v"):

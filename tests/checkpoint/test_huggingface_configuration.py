@@ -113,9 +113,7 @@ def test_refused(tmp_path: Path, values: dict[str, Any], sentence: str) -> None:
 
 
 def test_gpt2_shapes_that_transformers_lacks() -> None:
-    with pytest.raises(
-        UserError, match=r"^transformers' GPT-2 has no grouped key and value heads, but .* 1 of 3$"
-    ):
+    with pytest.raises(UserError, match=r"^transformers' GPT-2 has no grouped key and value heads, but .* 1 of 3$"):
         export_model(build_model(GPT2 | {"kv_heads": 1}), "fp32", {})
     with pytest.raises(UserError, match=r"3 heads of 10 are not model.hidden \(24\)$"):
         export_model(build_model(GPT2 | {"head_size": 10}), "fp32", {})

@@ -64,9 +64,7 @@ def their_logits(folder: Path, batch: reference.Batch) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         tokens = torch.from_numpy(batch.tokens.astype(np.int64)).reshape(1, -1)
         return loaded.eval()(input_ids=tokens, use_cache=False).logits[0].numpy()
@@ -102,9 +100,7 @@ def test_models_that_transformers_saved(tmp_path: Path, family: str, dtype: str)
     torch.manual_seed(5)
     original: Any
     if family == "gpt2":
-        config = GPT2Config(
-            vocab_size=131, n_positions=96, n_embd=48, n_layer=2, n_head=4, initializer_range=0.3
-        )
+        config = GPT2Config(vocab_size=131, n_positions=96, n_embd=48, n_layer=2, n_head=4, initializer_range=0.3)
         original = GPT2LMHeadModel(config)
     else:
         original = LlamaForCausalLM(

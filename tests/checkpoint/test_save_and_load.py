@@ -50,9 +50,7 @@ def test_round_trip(tmp_path: Path) -> None:
     for entry in ENTRIES:
         value = checkpoint.read(entry.tensor)
         assert value.shape == entry.shape
-        assert (
-            value.dtype == {"fp32": np.float32, "bf16": ml_dtypes.bfloat16, "fp16": np.float16}[entry.dtype]
-        )
+        assert value.dtype == {"fp32": np.float32, "bf16": ml_dtypes.bfloat16, "fp16": np.float16}[entry.dtype]
         assert value.tobytes() == arrays[entry.tensor].tobytes()
     sizes = sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors"))
     assert required_bytes(ENTRIES) == sizes
@@ -115,9 +113,7 @@ def test_files_do_not_depend_on_the_ranks(tmp_path: Path) -> None:
         lambda group: save(tmp_path / "three", 3, pieces[group.rank :: 3], STATE, CONFIG_TEXT, group=group),
     )
     for file in (tmp_path / "one" / "checkpoints" / "step-000003").glob("*.safetensors"):
-        assert (
-            file.read_bytes() == (tmp_path / "three" / "checkpoints" / "step-000003" / file.name).read_bytes()
-        )
+        assert file.read_bytes() == (tmp_path / "three" / "checkpoints" / "step-000003" / file.name).read_bytes()
 
 
 def test_a_large_piece_is_verified_in_parts(tmp_path: Path) -> None:
@@ -145,9 +141,7 @@ def test_conversion_rounds_to_nearest(tmp_path: Path, stored: str, asked: str, n
     expected: NDArray[Any] = checkpoint.read("w").astype(numpy_type)
     storage = np.float32 if asked == "fp32" else np.uint16
     piece = TensorPiece("", "w", asked, (1001,), 0, np.zeros(1001, storage))
-    with pytest.raises(
-        UserError, match=f"^w is {stored} in the checkpoint .*step-000001, but {asked} is asked for$"
-    ):
+    with pytest.raises(UserError, match=f"^w is {stored} in the checkpoint .*step-000001, but {asked} is asked for$"):
         checkpoint.read_into([piece])
     checkpoint.read_into([piece], convert_dtype=True)
     np.testing.assert_array_equal(piece.data.view(numpy_type), expected)

@@ -33,9 +33,7 @@ def brute_force(
         if boundaries and mask and here + 1 < len(stream) and documents[here + 1] != document:
             target = -1
         begin = first if boundaries else 0
-        for row, value in zip(
-            rows, (int(stream[here]) if inside else 0, target, t - begin, begin), strict=True
-        ):
+        for row, value in zip(rows, (int(stream[here]) if inside else 0, target, t - begin, begin), strict=True):
             row.append(value)
     return rows
 

@@ -22,9 +22,7 @@ from pytrain.errors import UserError
 def stored_documents(prefix: Path) -> list[list[int]]:
     dataset = IndexedDataset(prefix)
     ends = [*dataset.document_starts[1:].tolist(), len(dataset.tokens)]
-    return [
-        dataset.tokens[begin:end].tolist() for begin, end in zip(dataset.document_starts, ends, strict=True)
-    ]
+    return [dataset.tokens[begin:end].tolist() for begin, end in zip(dataset.document_starts, ends, strict=True)]
 
 
 def outputs(prefix: Path) -> list[bytes]:
@@ -108,15 +106,11 @@ def test_a_worker_that_dies(
     assert os.listdir(tmp_path) == ["t.txt"]
 
 
-def test_cuts_do_not_change_the_ids(
-    tmp_path: Path, tokenizer: SentencePieceTokenizer, source_code: str
-) -> None:
+def test_cuts_do_not_change_the_ids(tmp_path: Path, tokenizer: SentencePieceTokenizer, source_code: str) -> None:
     """A document larger than a segment: lines are short, so every cut falls after a newline."""
     (tmp_path / "t.py").write_text(source_code, encoding="utf-8", newline="")
     for segment_bytes in (1 << 20, 300):
-        prepare(
-            [tmp_path / "t.py"], tmp_path / f"c{segment_bytes}", tokenizer.path, segment_bytes=segment_bytes
-        )
+        prepare([tmp_path / "t.py"], tmp_path / f"c{segment_bytes}", tokenizer.path, segment_bytes=segment_bytes)
     assert outputs(tmp_path / f"c{1 << 20}") == outputs(tmp_path / "c300")
 
 
@@ -130,9 +124,7 @@ def test_a_line_of_ten_megabytes(tmp_path: Path, tokenizer: SentencePieceTokeniz
     assert (report.documents, report.utf8_bytes) == (1, len(text.encode()))
     ids = IndexedDataset(tmp_path / "c").tokens[:-1]
     step = len(ids) // 50
-    decoded = "".join(
-        tokenizer.decode(ids[begin : begin + step].tolist()) for begin in range(0, len(ids), step)
-    )
+    decoded = "".join(tokenizer.decode(ids[begin : begin + step].tolist()) for begin in range(0, len(ids), step))
     # Decoding in parts may split a character's bytes at 50 places; lengths tell whether text was lost.
     assert abs(len(decoded) - len(text)) < 400
 

@@ -86,9 +86,7 @@ def test_round_trip(tmp_path: Path, random: np.random.Generator) -> None:
         assert dataset.sequence_lengths.min() > 0
 
 
-def test_chunked_passes_agree(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random: np.random.Generator
-) -> None:
+def test_chunked_passes_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random: np.random.Generator) -> None:
     """Files larger than one chunk: the same bytes with a chunk of three."""
     documents = [random.integers(0, 9, length).tolist() for length in random.integers(0, 4, 50)]
     for name in ("whole", "chunked"):
@@ -156,9 +154,7 @@ def test_bad_documents_beyond_the_first_chunk(golden: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("size", [0, 9, 11])
 def test_bad_bin_size(golden: Path, size: int) -> None:
     Path(f"{golden}.bin").write_bytes(bytes(size))
-    with pytest.raises(
-        UserError, match=rf"golden.v1.bin has {size} bytes, but golden.v1.idx describes 5 tokens"
-    ):
+    with pytest.raises(UserError, match=rf"golden.v1.bin has {size} bytes, but golden.v1.idx describes 5 tokens"):
         IndexedDataset(golden)
 
 

@@ -18,9 +18,7 @@ EOD = 999
 
 
 def documents(random: np.random.Generator, count: int, vocabulary: int = 900) -> list[list[int]]:
-    return [
-        [*random.integers(0, vocabulary, int(random.integers(0, 30))).tolist(), EOD] for _ in range(count)
-    ]
+    return [[*random.integers(0, vocabulary, int(random.integers(0, 30))).tolist(), EOD] for _ in range(count)]
 
 
 def noted(prefix: Path, ids: list[int], **changes: object) -> Path:
@@ -166,9 +164,7 @@ def test_vocabulary_smaller_than_the_tokenizer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("changes", [{"tokens": 4}, {"documents": 2}])
 def test_note_of_another_corpus(tmp_path: Path, changes: dict[str, int]) -> None:
-    with pytest.raises(
-        UserError, match=r"n.json describes .* but n.bin holds 3 in 1: prepare the corpus again"
-    ):
+    with pytest.raises(UserError, match=r"n.json describes .* but n.bin holds 3 in 1: prepare the corpus again"):
         Loader([CorpusSpec(noted(tmp_path / "n", [1, 2, 3], **changes))], 2, 1000, 0)
 
 
@@ -180,9 +176,7 @@ def test_missing_and_empty_corpora(tmp_path: Path, write_corpus: Write) -> None:
         with pytest.raises(UserError, match=r"empty.bin: the corpus empty is empty"):
             open_it()
     short = write_corpus([[1, 2, 3, 4]], name="short")
-    with pytest.raises(
-        UserError, match=r"short.bin: the corpus short has 4 tokens, fewer than one sample of 4 \+ 1"
-    ):
+    with pytest.raises(UserError, match=r"short.bin: the corpus short has 4 tokens, fewer than one sample of 4 \+ 1"):
         Loader([CorpusSpec(short)], 4, 10, 0)
     with pytest.raises(UserError, match="no corpus to draw from"):
         Loader([], 4, 10, 0)

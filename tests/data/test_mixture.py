@@ -35,9 +35,7 @@ def reference_block(block: int, weights: Sequence[int], seed: int, phase: int) -
     return labels
 
 
-def reference_walk(
-    count: int, sizes: Sequence[int], phases: Sequence[Phase], seed: int
-) -> list[tuple[int, int]]:
+def reference_walk(count: int, sizes: Sequence[int], phases: Sequence[Phase], seed: int) -> list[tuple[int, int]]:
     """Every sample from the first on, keeping one running count a corpus."""
     drawn = [0] * len(sizes)
     samples = []
@@ -69,9 +67,7 @@ def test_matches_the_walk(random: np.random.Generator) -> None:
         assert list(zip(ids.tolist(), samples.tolist(), strict=True)) == expected[first : first + count]
         for samples_seen in (0, 1, 36, 37, 38, 100, 199):
             chosen = [corpus for corpus, _ in expected[:samples_seen]]
-            assert mixture.counts(samples_seen).tolist() == [
-                chosen.count(corpus) for corpus in range(corpora)
-            ]
+            assert mixture.counts(samples_seen).tolist() == [chosen.count(corpus) for corpus in range(corpora)]
 
 
 def test_golden_values() -> None:

@@ -126,9 +126,7 @@ def test_draws_run_through_epochs() -> None:
     assert _order.ordinals_to_samples(draws, 10, 42, 3).tolist() == expected
 
 
-@pytest.mark.parametrize(
-    ("first", "count", "size"), [(-1, 2, 5), (4, 2, 5), (0, -1, 5), (0, 0, 0), (0, 1, 1 << 63)]
-)
+@pytest.mark.parametrize(("first", "count", "size"), [(-1, 2, 5), (4, 2, 5), (0, -1, 5), (0, 0, 0), (0, 1, 1 << 63)])
 def test_refuses_what_lies_outside(first: int, count: int, size: int) -> None:
     with pytest.raises(ValueError, match="permutation"):
         _order.permute(first, count, size, 1, 0, 0)

@@ -164,9 +164,7 @@ def test_stream_decode_with_a_dummy_prefix(tmp_path: Path, text_file: Path) -> N
 def test_training_is_deterministic_and_reads_all_kinds(tmp_path: Path, text_file: Path) -> None:
     text = text_file.read_text(encoding="utf-8")
     lines = [line for line in text.split("\n") if line]
-    (tmp_path / "lines.jsonl").write_text(
-        "\n".join(json.dumps({"body": line}) for line in lines), encoding="utf-8"
-    )
+    (tmp_path / "lines.jsonl").write_text("\n".join(json.dumps({"body": line}) for line in lines), encoding="utf-8")
     progress: list[tuple[int, int]] = []
     first = train_sentencepiece(
         [text_file], tmp_path / "a.model", 450, progress=lambda *values: progress.append(values)
@@ -268,9 +266,7 @@ def test_folder(tmp_path: Path, tokenizer: SentencePieceTokenizer) -> None:
     assert load_tokenizer(tmp_path).sha256 == tokenizer.sha256
 
 
-def edited(
-    tokenizer: HuggingFaceTokenizer, folder: Path, change: Callable[[str], str], config: str = ""
-) -> Path:
+def edited(tokenizer: HuggingFaceTokenizer, folder: Path, change: Callable[[str], str], config: str = "") -> Path:
     path = folder / "tokenizer.json"
     path.write_text(change(tokenizer.path.read_text(encoding="utf-8")), encoding="utf-8")
     if config:

@@ -39,9 +39,7 @@ def exact(x: Array, transpose: bool, dtype: str = "fp32") -> Doubles:
     return doubles.T if transpose else doubles
 
 
-def assert_product(
-    c: Doubles, a: Doubles, b: Doubles, extra: Doubles | float = 0.0, rounding: float = 0.0
-) -> None:
+def assert_product(c: Doubles, a: Doubles, b: Doubles, extra: Doubles | float = 0.0, rounding: float = 0.0) -> None:
     """Errors are bounded by the terms' magnitudes: a shifted element is 100,000 times beyond it."""
     expected = a @ b + extra
     bound = 2.0**-21 * (np.abs(a) @ np.abs(b) + np.abs(extra)) + rounding * np.abs(expected) + 1e-30
@@ -104,9 +102,7 @@ def test_more_than_one_region(isa: str) -> None:
     [types for types in itertools.product(TYPES, repeat=3) if len({*types} - {"fp32"}) == 1],
 )
 @pytest.mark.parametrize(("transpose_a", "transpose_b"), TRANSPOSES)
-def test_storage_types(
-    isa: str, type_a: str, type_b: str, type_c: str, transpose_a: bool, transpose_b: bool
-) -> None:
+def test_storage_types(isa: str, type_a: str, type_b: str, type_c: str, transpose_a: bool, transpose_b: bool) -> None:
     half = next(t for t in (type_a, type_b, type_c) if t != "fp32")
     device = CpuDevice(isa, 2)
     for m, n, k in [(3, 19, 40), (45, 50, 401)]:

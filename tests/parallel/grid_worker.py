@@ -7,6 +7,7 @@ Rank 0 writes a list of results; the test that started this decides.
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -104,7 +105,7 @@ def digest(state: Any, run: Any) -> str:
     """The bits of a replicated tensor's weights, to compare between tensor-parallel ranks."""
     if not run.spec.replicated:
         return ""
-    return str(hash(state.stage.weights[run.bucket].array[run.in_bucket].tobytes()))
+    return hashlib.sha256(state.stage.slice_of(state.stage.weights[run.bucket], run.spec).tobytes()).hexdigest()
 
 
 def owned(model: RankModel, what: str) -> list[tuple[str, int, NDArray[np.float64]]]:
@@ -142,8 +143,13 @@ def compare(case: dict[str, Any], ranks: list[dict[str, Any]], alone: dict[str, 
             continue  # its gradient is zero in exact arithmetic, and Adam makes noise of any size into steps
         moved += float(((weights - single["start"][name]) ** 2).sum())
         drifted += float(((gathered["weights"][name] - weights) ** 2).sum())
+    bits: dict[str, set[str]] = {}
+    for rank in ranks:
+        for name, value in rank["replicated"]:
+            bits.setdefault(name, set()).add(value)
     return {
         "case": case,
+        "replicas": max(len(values) for values in bits.values()),
         "loss": abs(ranks[0]["losses"][0] / alone["losses"][0] - 1),
         "last_loss": abs(ranks[0]["losses"][-1] / alone["losses"][-1] - 1),
         "fell": alone["losses"][0] - alone["losses"][-1],

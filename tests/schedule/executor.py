@@ -26,8 +26,8 @@ class Executor:
         self.inputs: dict[tuple[int, int], Value] = {}
         self.outputs: dict[tuple[int, int], Value] = {}
         self.gradients: dict[tuple[int, int], Value] = {}
-        self.channels: dict[tuple[int, int], deque[tuple[dict[tuple[int, int], Value], Any, Action]]] = (
-            defaultdict(deque)
+        self.channels: dict[tuple[int, int], deque[tuple[dict[tuple[int, int], Value], Any, Action]]] = defaultdict(
+            deque
         )
         self.received: set[Action] = set()
         self.added: dict[int, Counter[int]] = defaultdict(Counter)

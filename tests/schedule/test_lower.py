@@ -119,9 +119,7 @@ def test_every_pipeline_computes_the_right_thing(schedule: str, tied: bool) -> N
     tied=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_random_pipelines(
-    schedule: str, ranks: int, micro_batches: int, chunks: int, tied: bool, seed: int
-) -> None:
+def test_random_pipelines(schedule: str, ranks: int, micro_batches: int, chunks: int, tied: bool, seed: int) -> None:
     if schedule not in ("interleaved", "forward-only"):
         chunks = 1
     lowered = lower(build((schedule, ranks, micro_batches, chunks)), tied=tied)
@@ -134,7 +132,5 @@ def test_programs_that_cannot_be_lowered_are_refused() -> None:
     with pytest.raises(ScheduleError, match=r"^rank 0: stage 1 has no use for what 0F0 makes$"):
         lower(replace(programs, ranks=(first, second[1:])))
     swapped = (second[1], second[0], *second[2:])
-    with pytest.raises(
-        ScheduleError, match=r"^rank 1: 1B0 has no activations: its forward is not before it$"
-    ):
+    with pytest.raises(ScheduleError, match=r"^rank 1: 1B0 has no activations: its forward is not before it$"):
         lower(replace(programs, ranks=(first, swapped)))

@@ -21,9 +21,7 @@ def touched(action: Action) -> tuple[set[Resource], set[Resource]]:
     """(what an action reads, what it writes) on its rank: buffers, channels, sends, a stage's gradients."""
     slot: Resource = ("slot", action.stage, action.slot)
     gradient: Resource = ("gradient", action.stage, action.gradient)
-    buffer = (
-        slot if action.kind in (Kind.SEND_FORWARD, Kind.RECV_FORWARD, Kind.WAIT_SEND_FORWARD) else gradient
-    )
+    buffer = slot if action.kind in (Kind.SEND_FORWARD, Kind.RECV_FORWARD, Kind.WAIT_SEND_FORWARD) else gradient
     weights: Resource = ("weights", action.stage)
     backward: Resource = ("backward", action.stage, action.microbatch)
     if action.kind is Kind.FORWARD:

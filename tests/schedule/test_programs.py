@@ -69,9 +69,7 @@ def test_one_process_is_the_pipeline_of_one_stage() -> None:
 
 def test_interleaving_one_chunk_is_one_f_one_b() -> None:
     for ranks, micro_batches in ((1, 3), (3, 6), (4, 5)):
-        assert (
-            interleaved_one_f_one_b(ranks, 1, micro_batches).ranks == one_f_one_b(ranks, micro_batches).ranks
-        )
+        assert interleaved_one_f_one_b(ranks, 1, micro_batches).ranks == one_f_one_b(ranks, micro_batches).ranks
 
 
 @pytest.mark.parametrize("grid", list(all_grids())[::7], ids=str)
@@ -90,9 +88,7 @@ def test_every_rank_computes_its_stages_on_every_micro_batch(grid: Grid) -> None
 @settings(deadline=None, max_examples=200)
 @given(ranks=st.integers(1, 12), micro_batches=st.integers(1, 40))
 def test_in_flight(ranks: int, micro_batches: int) -> None:
-    assert [peak_in_flight(program) for program in gpipe(ranks, micro_batches).ranks] == [
-        micro_batches
-    ] * ranks
+    assert [peak_in_flight(program) for program in gpipe(ranks, micro_batches).ranks] == [micro_batches] * ranks
     wanted = [min(ranks - rank, micro_batches) for rank in range(ranks)]
     assert [peak_in_flight(program) for program in one_f_one_b(ranks, micro_batches).ranks] == wanted
     # No rank keeps more than the fullest of 1F1B does.

@@ -100,9 +100,7 @@ def test_legend_and_summary() -> None:
     assert summary(lowered, report)[0] == "forward-only: 1 rank, 1 micro-batch"
 
 
-@pytest.mark.parametrize(
-    "lowered", [lower(zero_bubble(3, 4)), lower(interleaved_one_f_one_b(2, 3, 4))], ids=str
-)
+@pytest.mark.parametrize("lowered", [lower(zero_bubble(3, 4)), lower(interleaved_one_f_one_b(2, 3, 4))], ids=str)
 def test_svg(lowered: Lowered) -> None:
     report = check(lowered)
     root = ElementTree.fromstring(svg(lowered, report))
@@ -120,9 +118,7 @@ def test_svg(lowered: Lowered) -> None:
     rows = {box.attrib["y"] for box in boxes}
     assert len(rows) == len(lowered.ranks)
     written = {text.text for text in root.iter(f"{SVG}text")}
-    assert {f"rank {rank}" for rank in range(len(lowered.ranks))} | set(
-        summary(lowered, report)[:2]
-    ) <= written
+    assert {f"rank {rank}" for rank in range(len(lowered.ranks))} | set(summary(lowered, report)[:2]) <= written
     # Nothing is drawn outside.
     width, height = float(root.attrib["width"]), float(root.attrib["height"])
     for box in root.iter(f"{SVG}rect"):

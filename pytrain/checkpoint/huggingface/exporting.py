@@ -104,9 +104,7 @@ def _their_entries(checkpoint: Checkpoint, wanted: Iterable[Match]) -> dict[str,
                 raise UserError(f"the checkpoint {checkpoint.folder} has no tensor {name}")
         first = ours[match.ours[0]]
         shape = (sum(ours[name].shape[0] for name in match.ours), *first.shape[1:])
-        entries[match.theirs] = TensorEntry(
-            "", match.theirs, first.dtype, shape[::-1] if match.transposed else shape
-        )
+        entries[match.theirs] = TensorEntry("", match.theirs, first.dtype, shape[::-1] if match.transposed else shape)
     return entries
 
 
@@ -125,10 +123,7 @@ def _shards(
         size += entry.bytes
     if len(groups) == 1:
         return {SINGLE: groups[0]}
-    return {
-        f"model-{number:05d}-of-{len(groups):05d}.safetensors": group
-        for number, group in enumerate(groups, 1)
-    }
+    return {f"model-{number:05d}-of-{len(groups):05d}.safetensors": group for number, group in enumerate(groups, 1)}
 
 
 def _write_weights(

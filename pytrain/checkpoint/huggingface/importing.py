@@ -58,9 +58,7 @@ class _ImportedPiece:
         return self.read()
 
 
-def import_huggingface(
-    folder: str | Path, run_folder: str | Path, progress: Progress | None = None
-) -> ImportedRun:
+def import_huggingface(folder: str | Path, run_folder: str | Path, progress: Progress | None = None) -> ImportedRun:
     """Make a run of a GPT-2 or LLaMA model: weights in their dtype, configuration, tokenizer.
 
     Raises:
@@ -138,9 +136,7 @@ def _pieces(
         for name in match.ours:
             entry = shapes[name]._replace(dtype=dtype)
             done += entry.elements
-            yield _ImportedPiece(
-                entry, _reader(source, match, begin, entry.shape[0], (done, total), progress)
-            )
+            yield _ImportedPiece(entry, _reader(source, match, begin, entry.shape[0], (done, total), progress))
             begin += entry.shape[0]
 
 
@@ -171,8 +167,7 @@ def _check(match: Match, stored: Stored, shapes: Mapping[str, TensorEntry]) -> N
         expected = expected[::-1]
     if stored.shape != expected:
         raise UserError(
-            f"{stored.file}: {match.theirs} has shape {list(stored.shape)}, but config.json makes it "
-            f"{list(expected)}"
+            f"{stored.file}: {match.theirs} has shape {list(stored.shape)}, but config.json makes it {list(expected)}"
         )
 
 
@@ -213,9 +208,7 @@ def _copy_tokenizer(companions: Mapping[str, Path], folder: Path) -> Path | None
 def _run_toml(run_folder: Path, model: ModelConfig, dtype: str, tokenizer: Path | None) -> str:
     """A whole configuration around the model; learning rate and length suit a first try on more text."""
     missing = (
-        ""
-        if tokenizer
-        else "\n# The model came without a tokenizer that pytrain reads: name one in [tokenizer]."
+        "" if tokenizer else "\n# The model came without a tokenizer that pytrain reads: name one in [tokenizer]."
     )
     config = build(
         {

@@ -1,0 +1,36 @@
+"""Every grid of 1, 2, 4 and 8 ranks, every schedule, ZeRO stage and family; prints a table of the worst."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.parallel.grid_worker import SHAPES
+from tests.parallel.start import run_ranks
+from tests.parallel.test_grids import case_of, judge
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_all_grids(ranks: int, tmp_path: Path) -> None:
+    cases = []
+    for dp, pp, tp in itertools.product((1, 2, 4), repeat=3):
+        for shape, zero, schedule in itertools.product(
+            SHAPES, (0, 1), ("1f1b", "gpipe", "zero-bubble", "interleaved")
+        ):
+            case = case_of((dp, pp, tp), shape, zero, schedule, ("none", "selective", "full")[len(cases) % 3])
+            alike = [{**other, "recompute": case["recompute"]} for other in cases]
+            if dp * pp * tp == ranks and case not in alike:
+                cases.append(case)
+    (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    run_ranks(
+        ranks,
+        ["-m", "tests.parallel.grid_worker", str(tmp_path / "cases.json"), str(tmp_path / "results.json")],
+        seconds=1800,
+    )
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    for name in ("loss", "last_loss", "evaluated", "gradient", "drift"):
+        worst = max(results, key=lambda result: result[name])
+        print(f"{ranks} ranks, {len(results)} grids: {name} at most {worst[name]:.2e}: {worst['case']}")
+    for result in results:
+        judge(result)

@@ -1,0 +1,154 @@
+"""How a job starts, and that it ends: within seconds, saying why, leaving nobody behind."""
+
+from pathlib import Path
+
+import pytest
+
+from pytrain.collectives import Group
+from pytrain.collectives.process import Place, crowding
+from pytrain.errors import UserError
+from pytrain.launch import find_launcher, foreign_library, loaded_library, world
+from tests.parallel.launch import liveness, run_ranks
+
+SOON = 30.0
+"""Seconds for a job that takes two on an idle machine; without the abort it would wait for ever."""
+
+
+@pytest.mark.parametrize(
+    ("mode", "status", "sentence"),
+    [
+        ("raising", 1, "[rank 1 dp1/2] RuntimeError: deliberate"),
+        ("killed", None, None),
+        ("thread", 1, "[rank 0 of 2] RuntimeError: in a thread"),
+        ("exiting", 3, None),
+        ("user_error", 2, "[rank 1 of 2] error: run.toml: one rank alone does not like it"),
+        ("shared_error", 2, "error: run.toml: nobody likes it"),
+    ],
+)
+def test_a_failing_rank_ends_all(mode: str, status: int | None, sentence: str | None, tmp_path: Path) -> None:
+    with liveness(tmp_path) as (path, pipe):
+        ended = run_ranks(2, "failures", mode, path, timeout=SOON)
+        pipe.assert_all_gone(SOON)
+    assert ended.status == status if status is not None else ended.status != 0
+    assert "after the failure" not in ended.output
+    if sentence is not None:
+        assert ended.output.count(sentence) == 1
+    if mode == "raising":  # every line of the traceback says whose it is
+        assert '[rank 1 dp1/2]     raise RuntimeError("deliberate")' in ended.output
+    if mode in ("user_error", "shared_error", "exiting"):
+        assert "Traceback" not in ended.output
+
+
+def test_a_hang_ends_with_a_report(tmp_path: Path) -> None:
+    with liveness(tmp_path) as (path, pipe):
+        ended = run_ranks(2, "failures", "hanging", path, timeout=SOON)
+        pipe.assert_all_gone(SOON)
+    assert ended.status != 0
+    assert "after the failure" not in ended.output
+    lines = ended.output.splitlines()
+    for rank, last in (
+        (0, "all_reduce float32 x 34 sum by exchange"),
+        (1, "receive float32 x 56 from 0 tag 5"),
+    ):
+        assert any(line.startswith(f"[rank {rank} of 2] phase: step 7, forward;") for line in lines)
+        own = [line for line in lines if line.startswith(f"[rank {rank} of 2]   ")]
+        assert "all_reduce float32 x 12" in own[-2]
+        assert last in own[-1]
+        assert own[-1].endswith("NOT FINISHED")
+    assert any("watchdog: group world (0, 1): rank 1 at operation" in line for line in lines)
+    assert any("rank 0 sent 0 messages to rank 1" in line and "received 1" in line for line in lines)
+
+
+def test_a_frozen_rank_0_does_not_keep_the_others(tmp_path: Path) -> None:
+    with liveness(tmp_path) as (path, pipe):
+        ended = run_ranks(2, "failures", "frozen", path, timeout=SOON)
+        pipe.assert_all_gone(SOON)
+    assert ended.status != 0
+    assert "no answer from rank 0" in ended.output
+
+
+def test_a_rank_that_works_is_not_a_hang(tmp_path: Path) -> None:
+    with liveness(tmp_path) as (path, pipe):
+        ended = run_ranks(2, "failures", "uneven", path, timeout=SOON)
+        pipe.assert_all_gone(SOON)
+    assert (ended.status, ended.output.count("went well")) == (0, 2)
+
+
+def test_too_many_threads_are_warned_of_once(tmp_path: Path) -> None:
+    with liveness(tmp_path) as (path, _):
+        ended = run_ranks(2, "failures", "shared_error", path, timeout=SOON, threads=64)
+    assert ended.output.count("warning: 2 ranks on ") == 1
+    assert "run 128 threads on" in ended.output
+
+
+# --- without ranks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "ranks"),
+    [
+        ({}, None),
+        ({"SLURM_NTASKS": "8"}, None),  # in a batch script, outside srun
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_ID": "0"}, 8),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, 4),
+        ({"PMI_SIZE": "3"}, 3),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "PMIX_RANK": "0"}, 2),
+        ({"PMIX_RANK": "0"}, None),
+        ({"PMIX_RANK": "5"}, 2),
+        ({"PMI_SIZE": "many"}, None),
+    ],
+)
+def test_the_environment_tells_the_launcher(environment: dict[str, str], ranks: int | None) -> None:
+    launcher = find_launcher(environment)
+    assert (None if launcher is None else launcher.ranks) == ranks
+
+
+def test_a_foreign_library_is_refused_in_one_sentence() -> None:
+    """This process has a world of one, whatever its environment says."""
+    with pytest.raises(UserError) as caught, world(environment={"PMI_SIZE": "4"}):
+        pass
+    sentence = str(caught.value)
+    assert sentence.startswith("mpiexec (PMI) started 4 processes (PMI_SIZE), but each sees an MPI world of size 1")
+    assert "\n" not in sentence
+    path = sentence.split("mpi4py has loaded ")[1].split(" (")[0]
+    assert Path(path).is_file()
+    assert "libmpi" in Path(path).name
+
+
+def test_the_launcher_is_named() -> None:
+    launcher = find_launcher({"SLURM_STEP_NUM_TASKS": "8"})
+    assert launcher is not None
+    sentence = foreign_library(launcher, "/usr/lib/libmpi.so.40", "Open MPI v4.1.4,\n package")
+    assert "srun started 8 processes (SLURM_STEP_NUM_TASKS)" in sentence
+    assert "/usr/lib/libmpi.so.40 (Open MPI v4.1.4, package)" in sentence
+
+
+def test_the_library_is_found_in_the_memory_map() -> None:
+    maps = (
+        "7f0 r-xp 0 08:01 1 /usr/lib/libmpdec.so.3\n"
+        "7f1 rw-p 0 00:00 0\n"
+        "7f2 r-xp 0 08:01 2 /opt/my mpi/lib/libmpi.so.12.4\n"
+    )
+    assert loaded_library(maps) == "/opt/my mpi/lib/libmpi.so.12.4"
+    assert loaded_library("7f1 rw-p 0 00:00 0 [heap]\n") == "an unknown libmpi"
+
+
+def test_one_process_is_a_group_of_one_without_mpi() -> None:
+    with world(environment={}) as group:
+        assert type(group) is Group
+        assert group.size == 1
+
+
+def place(node: int, cores: set[int], threads: int) -> Place:
+    return Place(node, f"host{node}", frozenset(cores), threads)
+
+
+def test_crowding_counts_the_cores_that_the_ranks_share() -> None:
+    everything = set(range(8))
+    assert crowding([place(0, everything, 4)] * 2, 0) is None
+    assert "3 ranks on host0 run 12 threads on 8 cores" in (crowding([place(0, everything, 4)] * 3, 0) or "")
+    bound = [place(0, {0, 1}, 2), place(0, {2, 3}, 2), place(1, {0}, 9)]
+    assert crowding(bound, 0) is None
+    assert "host1" in (crowding(bound, 1) or "")
+    tight = [place(0, {0, 1}, 3), place(0, {2, 3}, 1)]
+    assert "runs 3 threads on the 2 cores of its affinity mask" in (crowding(tight, 0) or "")
