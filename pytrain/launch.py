@@ -192,20 +192,20 @@ class _Ranks:
             status = int(ExitCode.CRASHED)
             lines = "".join(traceback.format_exception(error)).splitlines()
         self._end(status, lines)
-        raise error  # MPI_Abort does not come back
 
     def _thread_failed(self, arguments: threading.ExceptHookArgs) -> None:
         """An exception that ended a thread is one that ends the job."""
         if arguments.exc_value is not None:
             self.abort(arguments.exc_value)
 
-    def _end(self, status: int, lines: list[str]) -> None:
+    def _end(self, status: int, lines: list[str]) -> NoReturn:
         label = f"rank {self._communicator.Get_rank()}" if self._group is None else self._group.label
         # one write: lines of several ranks are not to be mixed
         sys.stderr.write("".join(f"[{label}] {line}\n" for line in lines))
         sys.stderr.flush()
         sys.stdout.flush()
         self._communicator.Abort(status)
+        os._exit(status)  # called from a thread, MPICH's abort comes back
 
 
 def _warn_of_crowding(group: MpiGroup) -> None:

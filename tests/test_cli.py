@@ -118,7 +118,8 @@ def test_train_loads_the_file_and_passes_it_on(monkeypatch: pytest.MonkeyPatch, 
     stand_in(monkeypatch, "train", train=train)
     assert main(["train", str(run_toml), "--set", "run.seed=7", "--set", "batch.global_batch=6"]) == ExitCode.OK
     ((settings,), keywords) = train[0]
-    assert (settings.run.seed, settings.batch.global_batch, keywords) == (7, 6, {"resume": "none"})
+    assert (settings.run.seed, settings.batch.global_batch, keywords["resume"]) == (7, 6, "none")
+    assert keywords["world"].size == 1
 
 
 def test_a_run_stopped_by_a_signal_has_its_own_status(monkeypatch: pytest.MonkeyPatch, run_toml: Path) -> None:

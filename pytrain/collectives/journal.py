@@ -93,7 +93,7 @@ class Stream:
     def add(self, text: str) -> None:
         """Roll the hash over one more operation."""
         self.count += 1
-        self.hash = zlib.crc32(text.encode(), self.hash)
+        self.hash = zlib.crc32(f"{text}\n".encode(), self.hash)
         self.last = text
 
     def __str__(self) -> str:

@@ -174,7 +174,7 @@ def _entry(value: Mapping[str, Any]) -> Measured:
         for part in value["ranges"]
     )
     limits = [part.up_to_bytes for part in ranges]
-    if not limits or limits != sorted(limits) or not math.isinf(limits[-1]):
+    if not limits or limits != sorted(set(limits)) or not math.isinf(limits[-1]):
         raise ValueError(f"{kind}: the ranges must rise and end with null")
     unknown = {name for part in ranges for name in part.fastest_first} - set(ALGORITHMS[kind])
     if unknown:

@@ -6,6 +6,7 @@ long, nobody ever will: rank 0 prints what each did, names those that went anoth
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Mapping
@@ -176,3 +177,4 @@ class Watchdog:
     def _end(self, reports: Mapping[int, Report]) -> None:
         print(verdict(reports, self._ranks, self._seconds), file=sys.stderr, flush=True)
         self._communicator.Abort(1)
+        os._exit(1)  # called from a thread, MPICH's abort comes back
