@@ -11,6 +11,8 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import shutil
+import subprocess
 import sys
 import threading
 import traceback
@@ -58,6 +60,28 @@ def find_launcher(environment: Mapping[str, str]) -> Launcher | None:
     if environment.get("PMIX_RANK", "").isdecimal() and int(environment["PMIX_RANK"]) > 0:
         found.append(Launcher("a PMIx launcher", 2, "PMIX_RANK"))
     return max(found, key=lambda launcher: launcher.ranks, default=None)
+
+
+def find_mpiexec() -> tuple[list[str], dict[str, str]]:
+    """The mpiexec beside this Python, else on the path, with what must be in its environment to start any
+    number of ranks on this machine, as root too.
+
+    Raises:
+        UserError: there is none.
+    """
+    beside = Path(sys.executable).parent / "mpiexec"
+    found = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if found is None:
+        raise UserError("there is no mpiexec beside this Python or on the path; `pip install mpich` brings one")
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+    if not re.search("Open ?MPI|OpenRTE|PRRTE", version, re.IGNORECASE):
+        return [found], {}
+    return [found], {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    }
 
 
 def loaded_library(maps: str) -> str:

@@ -33,6 +33,18 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """What rank 0 did in one of its groups during a step."""
+
+    waited_s: float
+    """Seconds in which it stood still for others."""
+    hidden_s: float
+    """Seconds of exchanges that ran beside computation."""
+    bytes_sent: int
+    """By our own algorithms."""
+
+
+@dataclass(frozen=True)
 class StepMetrics:
     """One line of `metrics.jsonl`; a value that is not finite is written as null."""
 
@@ -67,6 +79,8 @@ class StepMetrics:
     heldout: Mapping[str, Evaluation] = field(default_factory=dict)
     """By name of the corpus; empty where the step did not evaluate."""
     prompts: tuple[Sample, ...] = ()
+    groups: Mapping[str, Traffic] = field(default_factory=dict)
+    """By group (world, tp, pp, dp); empty in one process."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +149,9 @@ class MetricsWriter:
 
 
 def as_json(metrics: StepMetrics) -> dict[str, object]:
-    """The object of one line: non-finite numbers as None, no evaluation or prompts where there are none."""
+    """The object of one line: non-finite numbers as None, no evaluation, prompts or groups where there are none."""
     values = asdict(metrics)
-    for name in ("heldout", "prompts"):
+    for name in ("heldout", "prompts", "groups"):
         if not values[name]:
             del values[name]
     cleaned = _finite(values)

@@ -23,7 +23,7 @@ from pytrain.feeding import replica_batches
 from pytrain.flops import hardware_flops, model_flops
 from pytrain.generate import Generator
 from pytrain.loss_scale import LossScale
-from pytrain.metrics import Evaluation, MetricsWriter, Sample, StepMetrics, Throughput, resident_gigabytes
+from pytrain.metrics import Evaluation, MetricsWriter, Sample, StepMetrics, Throughput, Traffic, resident_gigabytes
 from pytrain.progress import NoProgress, Progress, make_progress
 from pytrain.rank import RankModel
 from pytrain.record import run_record, write_record
@@ -175,10 +175,13 @@ class Trainer:
         rate = learning_rate.of_run(config, self.step_number + 1)
         batches = self._batches()
         scale = self.loss_scale.value
+        for group in self._shared_groups.values():
+            group.counters.reset()
         result = self.engine.run(self.model.training_program, batches, learning_rate=rate, loss_scale=scale)
         assert result.update is not None
         self.world.check_sequence()
         self.last_result = result
+        traffic = {name: _traffic(group) for name, group in self._shared_groups.items()}
         if not result.update.finite:
             self.progress.note(
                 f"step {self.step_number + 1}: {self._first_not_finite()}; the weights stay as they are"
@@ -208,7 +211,14 @@ class Trainer:
             mem_gb=resident_gigabytes(),
             heldout=self._due_evaluation(),
             prompts=self._due_samples(),
+            groups=traffic,
         )
+
+    @property
+    def _shared_groups(self) -> dict[str, Group]:
+        groups = self.groups
+        named = {"world": groups.world, "tp": groups.tp, "pp": groups.pp, "dp": groups.dp}
+        return {name: group for name, group in named.items() if group.size > 1}
 
     def _batches(self) -> list[Batch]:
         config = self.config
@@ -382,6 +392,11 @@ def train(
     """Train as configured; see `Trainer`."""
     with Trainer(config, resume, progress, world) as trainer:
         return trainer.run()
+
+
+def _traffic(group: Group) -> Traffic:
+    counters = group.counters
+    return Traffic(counters.waited_seconds, counters.hidden_seconds, sum(counters.bytes_sent.values()))
 
 
 def _is_due(step: int, every: int) -> bool:

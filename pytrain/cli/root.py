@@ -130,8 +130,36 @@ def config(key: str | None) -> None:
 
 
 @root.command(short_help="Describe this installation for a bug report.")
-def info() -> None:
-    """Print one block about this installation and machine, for a bug report."""
+@click.option("--ring", is_flag=True, help="Pass a message round all ranks, and time each link.")
+@click.option("--collectives", is_flag=True, help="Time every algorithm, and write the table for runs.")
+@click.option(
+    "--out",
+    type=PATH,
+    default=Path("collectives.json"),
+    show_default=True,
+    help="Where --collectives writes its table.",
+)
+@click.option(
+    "--largest",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Size of the largest array that --collectives takes, in MiB.",
+)
+def info(ring: bool, collectives: bool, out: Path, largest: int) -> None:
+    """Print one block about this installation and machine, for a bug report.
+
+    \b
+    Examples:
+      pytrain info
+      mpiexec -n 4 pytrain info --ring
+      mpiexec -n 4 pytrain info --collectives --out collectives.json
+    """
+    if ring or collectives:
+        from pytrain.cli.ranks import describe_ranks
+
+        describe_ranks(ring, out if collectives else None, largest)
+        return
     from pytrain.information import report
 
     click.echo(report())

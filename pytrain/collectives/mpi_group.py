@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -146,7 +147,7 @@ class MpiGroup(Group):
     def start_send(self, array: Array, to: int, tag: int = 0) -> Handle:
         flat = _flat(array, write=False)
         wire = self._wire("send", tag=self._caller_tag(tag))
-        text = f"send {flat.dtype} x {flat.size}"
+        text = f"send {_name(flat.dtype)} x {flat.size}"
         stream = self._history.sent.setdefault((self._member(to), tag), type(self._history.collective)())
         stream.add(text)
         if self._each:
@@ -159,7 +160,7 @@ class MpiGroup(Group):
     def start_receive(self, array: Array, source: int, tag: int = 0) -> Handle:
         flat = _flat(array)
         wire = self._wire("receive", tag=self._caller_tag(tag))
-        text = f"send {flat.dtype} x {flat.size}"  # both ends hash the same words
+        text = f"send {_name(flat.dtype)} x {flat.size}"  # both ends hash the same words
         stream = self._history.received.setdefault((self._member(source), tag), type(self._history.collective)())
         stream.add(text)
         if self._each:
@@ -169,7 +170,7 @@ class MpiGroup(Group):
             )
         else:
             steps = _one(wire.receive(flat, source))
-        shown = f"receive {flat.dtype} x {flat.size} from {self.ranks[source]} tag {tag}"
+        shown = f"receive {_name(flat.dtype)} x {flat.size} from {self.ranks[source]} tag {tag}"
         return self._run(wire, steps, flat.nbytes, shown)
 
     # --- objects -----------------------------------------------------------------------------------
@@ -272,7 +273,7 @@ class MpiGroup(Group):
 
     def _start(self, wire: Wire, steps: Steps, flat: Array | None, detail: str) -> Running:
         """Begin a collective: note it in the history that all members must share."""
-        what = "" if flat is None else f"{wire.half or flat.dtype} x {flat.size} "
+        what = "" if flat is None else f"{wire.half or _name(flat.dtype)} x {flat.size} "
         text = f"{wire.kind} {what}{detail}"
         collective = self._history.collective
         collective.add(text)
@@ -316,6 +317,11 @@ def world_group(settings: Settings, communicator: MPI.Intracomm, nodes: Sequence
     process.spin = settings.spin if settings.spin is not None else crowding(places, node) is None
     first.transport.spin = progress.transport.spin = process.spin  # type: ignore[attr-defined]
     return first
+
+
+@cache
+def _name(dtype: np.dtype[Any]) -> str:
+    return str(dtype)  # which takes NumPy longer than the rest of starting an operation
 
 
 def _one(requests: list[Any]) -> Steps:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +14,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from pytrain.errors import UserError
+from pytrain.launch import find_mpiexec
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST = 120.0
@@ -33,31 +35,21 @@ class Ended:
 @cache
 def mpiexec() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """The command without its number of ranks, and the environment that lets it start many as root."""
-    beside = Path(sys.executable).parent / "mpiexec"
-    found = str(beside) if beside.exists() else shutil.which("mpiexec")
-    if found is None:
-        pytest.skip("no mpiexec: `pip install mpich` brings one")
-    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
-    if "Open MPI" in version or "OpenRTE" in version:
-        settings = {
-            "OMPI_ALLOW_RUN_AS_ROOT": "1",
-            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-            "OMPI_MCA_rmaps_base_oversubscribe": "1",
-        }
-        return (found,), tuple(settings.items())
-    return (found,), ()
+    try:
+        command, settings = find_mpiexec()
+    except UserError as error:
+        pytest.skip(str(error))
+    return tuple(command), tuple(settings.items())
 
 
-def run_ranks(ranks: int, program: str, *arguments: str, timeout: float = LONGEST, threads: int = 1) -> Ended:
-    """Run `python -m tests.parallel.programs.PROGRAM ARGUMENTS` on so many ranks.
+def run_ranks(ranks: int, module: str, *arguments: str, timeout: float = LONGEST, threads: int = 1) -> Ended:
+    """Run `python -m MODULE ARGUMENTS` on so many ranks.
 
     A job that takes longer is killed, and fails the test with what it printed so far.
     """
     command, settings = mpiexec()
     environment = {**os.environ, **dict(settings), "OMP_NUM_THREADS": str(threads)}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    module = f"tests.parallel.programs.{program}"
     process = subprocess.Popen(
         [*command, "-n", str(ranks), sys.executable, "-X", "faulthandler", "-m", module, *arguments],
         stdin=subprocess.DEVNULL,
@@ -72,14 +64,14 @@ def run_ranks(ranks: int, program: str, *arguments: str, timeout: float = LONGES
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
-        pytest.fail(f"{program} on {ranks} ranks was not done after {timeout} s; it printed:\n{output}")
+        pytest.fail(f"{module} on {ranks} ranks was not done after {timeout} s; it printed:\n{output}")
     print(output)
     return Ended(process.returncode, output)
 
 
-def check_ranks(ranks: int, program: str, *arguments: str, timeout: float = LONGEST) -> str:
+def check_ranks(ranks: int, module: str, *arguments: str, timeout: float = LONGEST) -> str:
     """As `run_ranks`, for a job that must end well; gives its output back."""
-    ended = run_ranks(ranks, program, *arguments, timeout=timeout)
+    ended = run_ranks(ranks, module, *arguments, timeout=timeout)
     assert ended.status == 0, f"status {ended.status}; the job printed:\n{ended.output}"
     return ended.output
 

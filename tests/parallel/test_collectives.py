@@ -7,4 +7,4 @@ from tests.parallel.launch import check_ranks
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_every_operation(ranks: int, seed: int) -> None:
-    assert "all agree" in check_ranks(ranks, "collectives", str(seed))
+    assert "all agree" in check_ranks(ranks, "tests.parallel.programs.collectives", str(seed))

@@ -10,6 +10,7 @@ from pytrain.errors import UserError
 from pytrain.launch import find_launcher, foreign_library, loaded_library, world
 from tests.parallel.launch import liveness, run_ranks
 
+FAILURES = "tests.parallel.programs.failures"
 SOON = 30.0
 """Seconds for a job that takes two on an idle machine; without the abort it would wait for ever."""
 
@@ -27,7 +28,7 @@ SOON = 30.0
 )
 def test_a_failing_rank_ends_all(mode: str, status: int | None, sentence: str | None, tmp_path: Path) -> None:
     with liveness(tmp_path) as (path, pipe):
-        ended = run_ranks(2, "failures", mode, path, timeout=SOON)
+        ended = run_ranks(2, FAILURES, mode, path, timeout=SOON)
         pipe.assert_all_gone(SOON)
     assert ended.status == status if status is not None else ended.status != 0
     assert "after the failure" not in ended.output
@@ -41,7 +42,7 @@ def test_a_failing_rank_ends_all(mode: str, status: int | None, sentence: str | 
 
 def test_a_hang_ends_with_a_report(tmp_path: Path) -> None:
     with liveness(tmp_path) as (path, pipe):
-        ended = run_ranks(2, "failures", "hanging", path, timeout=SOON)
+        ended = run_ranks(2, FAILURES, "hanging", path, timeout=SOON)
         pipe.assert_all_gone(SOON)
     assert ended.status != 0
     assert "after the failure" not in ended.output
@@ -61,7 +62,7 @@ def test_a_hang_ends_with_a_report(tmp_path: Path) -> None:
 
 def test_a_frozen_rank_0_does_not_keep_the_others(tmp_path: Path) -> None:
     with liveness(tmp_path) as (path, pipe):
-        ended = run_ranks(2, "failures", "frozen", path, timeout=SOON)
+        ended = run_ranks(2, FAILURES, "frozen", path, timeout=SOON)
         pipe.assert_all_gone(SOON)
     assert ended.status != 0
     assert "no answer from rank 0" in ended.output
@@ -69,14 +70,14 @@ def test_a_frozen_rank_0_does_not_keep_the_others(tmp_path: Path) -> None:
 
 def test_a_rank_that_works_is_not_a_hang(tmp_path: Path) -> None:
     with liveness(tmp_path) as (path, pipe):
-        ended = run_ranks(2, "failures", "uneven", path, timeout=SOON)
+        ended = run_ranks(2, FAILURES, "uneven", path, timeout=SOON)
         pipe.assert_all_gone(SOON)
     assert (ended.status, ended.output.count("went well")) == (0, 2)
 
 
 def test_too_many_threads_are_warned_of_once(tmp_path: Path) -> None:
     with liveness(tmp_path) as (path, _):
-        ended = run_ranks(2, "failures", "shared_error", path, timeout=SOON, threads=64)
+        ended = run_ranks(2, FAILURES, "shared_error", path, timeout=SOON, threads=64)
     assert ended.output.count("warning: 2 ranks on ") == 1
     assert "run 128 threads on" in ended.output
 

@@ -1,0 +1,129 @@
+"""Each all-reduce of our own beside MPI's, from 1 KB to 256 MB, on 2 and 4 ranks of one thread.
+
+    python -m bench.collectives
+
+In every round all of them take turns; a number is the median over rounds of the slowest rank. `MPI` is the bare
+blocking call; `auto` takes what a table says that the same ranks measured just before.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from pytrain import launch
+from pytrain.cli.ranks import sizes_up_to
+from pytrain.collectives import Settings, Table
+from pytrain.errors import UserError
+
+if TYPE_CHECKING:
+    from pytrain.collectives.mpi_group import MpiGroup
+
+OWN = ("exchange", "direct", "ring", "halving_doubling")
+MOST_EXCHANGED = 2**20  # `exchange` sends everything to everybody
+
+
+def own_calls(world: MpiGroup, array: NDArray[np.float32]) -> dict[str, Callable[[], object]]:
+    """Our own algorithms on one array, by name."""
+    names = [name for name in OWN if name != "exchange" or array.nbytes <= MOST_EXCHANGED]
+    return {name: partial(world.all_reduce, array, algorithm=name) for name in names}
+
+
+def measured_table(world: MpiGroup, sizes: list[int], rounds: int) -> Table:
+    """A table for sums of this group alone, from timings before those that are reported."""
+    from pytrain.collectives.measure import Timing, alternate, table_of
+
+    timings = []
+    for size in sizes:
+        array = np.zeros(size // 4, np.float32)
+        calls = own_calls(world, array) | {"mpi": partial(world.all_reduce, array, algorithm="mpi")}
+        for name, seconds in alternate(world, calls, rounds).items():
+            median = statistics.median(seconds)
+            timings.append(Timing("all_reduce", False, world.size, 1, size, name, median))
+    return table_of(world.broadcast(timings), "bench.collectives")
+
+
+def compare(world: MpiGroup, sizes: list[int], rounds: int) -> None:
+    """Print the comparison on rank 0; all ranks call it."""
+    from mpi4py import MPI
+
+    from pytrain.collectives.measure import alternate, size_text
+    from pytrain.collectives.mpi_group import world_group
+
+    table = measured_table(world, sizes, max(3, rounds // 2))
+    auto = world_group(Settings(deterministic=False, table=table), world.communicator)
+    show = print if world.rank == 0 else _silent
+    cores = len(os.sched_getaffinity(0))
+    show(f"{world.size} ranks on {cores} cores, fp32, {rounds} rounds; us, and times MPI's")
+    for size in sizes:
+        array, halves = np.zeros(size // 4, np.float32), np.zeros(size // 4, np.uint16)
+        calls: dict[str, Callable[[], object]] = {
+            "MPI": partial(world.communicator.Allreduce, MPI.IN_PLACE, array),
+            **own_calls(world, array),
+            "auto": partial(auto.all_reduce, array),
+            "bf16": partial(world.all_reduce, halves, "bf16", algorithm="direct"),
+        }
+        times = alternate(world, calls, rounds)
+        medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+        best = min((name for name in OWN if name in medians), key=lambda name: medians[name])
+        base = medians["MPI"]
+        cells = [f"{name} {seconds * 1e6:.0f} ({seconds / base:.2f})" for name, seconds in medians.items()]
+        show(f"{size_text(size):>8}: best own {best} {medians[best] / base:.2f}, " + ", ".join(cells))
+    show(_bytes(world))
+    auto.close()
+
+
+def _silent(_text: str) -> None:
+    pass
+
+
+def _bytes(world: MpiGroup) -> str:
+    """What bf16 saves on the wire, by the counters."""
+    sent = {}
+    for dtype in (np.float32, np.uint16):
+        world.counters.reset()
+        world.all_reduce(np.zeros(2**20, dtype), "bf16", algorithm="direct")
+        sent[dtype] = world.counters.bytes_sent["all_reduce"]
+    return f"bytes sent per rank for 2^20 numbers: fp32 {sent[np.float32]:,}, bf16 {sent[np.uint16]:,}"
+
+
+@click.command()
+@click.option(
+    "--ranks", multiple=True, default=(2, 4), show_default=True, type=click.IntRange(min=2), help="Job sizes."
+)
+@click.option("--largest", default=256, show_default=True, type=click.IntRange(min=1), help="Array, in MiB.")
+@click.option("--rounds", default=9, show_default=True, type=click.IntRange(min=1), help="For the median.")
+def command(ranks: tuple[int, ...], largest: int, rounds: int) -> None:
+    """Compare our all-reduces with MPI's; starts its own ranks."""
+    if launch.find_launcher(os.environ) is not None:
+        with launch.world(Settings(deterministic=False, watchdog_seconds=0)) as world:
+            if world.size == 1:
+                raise UserError("a comparison needs several ranks")
+            compare(world, sizes_up_to(largest), rounds)  # type: ignore[arg-type]
+        return
+    mpiexec, settings = launch.find_mpiexec()
+    options = ["--largest", str(largest), "--rounds", str(rounds)]
+    for count in ranks:
+        subprocess.run(
+            [*mpiexec, "-n", str(count), sys.executable, "-m", __spec__.name, *options],
+            env={**os.environ, **settings, "OMP_NUM_THREADS": "1"},
+            check=True,
+        )
+
+
+def main(arguments: list[str]) -> None:
+    """Run with these command-line arguments, as `pytrain bench collectives` does; returns when done."""
+    command.main(arguments, prog_name="pytrain bench collectives", standalone_mode=False)
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m bench.collectives")
