@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytrain import launch
-from pytrain.cli.ranks import sizes_up_to
 from pytrain.collectives import Settings, Table
+from pytrain.collectives.measure import sizes_up_to
 from pytrain.errors import UserError
 
 if TYPE_CHECKING:

@@ -114,8 +114,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             _TINY,
         ),
         "demo": Preset(
-            _llama(5, 128, 4, 384, vocabulary=2048, context=256, tied_head=True),
-            _recipe(300, 256, 8, 16, 3e-3, 3e-4, 20),
+            _llama(4, 192, 6, 512, vocabulary=2048, context=256, tied_head=True),
+            _recipe(700, 256, 8, 8, 4e-3, 4e-4, 40),
             "what `pytrain demo` trains within about two minutes on two cores",
         ),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -14,15 +14,6 @@ if TYPE_CHECKING:
     from pytrain.collectives.mpi_group import MpiGroup
 
 ROUNDS = 7
-SMALLEST, FACTOR = 1024, 4
-
-
-def sizes_up_to(mebibytes: int) -> list[int]:
-    """Sizes in bytes, each four times the one before."""
-    sizes = [SMALLEST]
-    while sizes[-1] * FACTOR <= mebibytes * 2**20:
-        sizes.append(sizes[-1] * FACTOR)
-    return sizes
 
 
 def describe_ranks(ring: bool, table_path: Path | None, largest: int) -> None:
@@ -44,9 +35,7 @@ def describe_ranks(ring: bool, table_path: Path | None, largest: int) -> None:
             raise UserError(
                 "--ring and --collectives are about several ranks; start them, for example with mpiexec -n 4"
             )
-        from pytrain.collectives.mpi_group import MpiGroup
-
-        assert isinstance(world, MpiGroup)
+        world = cast("MpiGroup", world)
         if ring:
             _ring(world)
         if table_path is not None:
@@ -62,7 +51,7 @@ def _ring(world: MpiGroup) -> None:
 
 
 def _collectives(world: MpiGroup, path: Path, largest: int) -> None:
-    from pytrain.collectives.measure import measure_table, report
+    from pytrain.collectives.measure import measure_table, report, sizes_up_to
 
     world.on_root(lambda: _write(path, ""))  # better now than after the measurement
     table, timings = measure_table(world, sizes_up_to(largest), ROUNDS)

@@ -8,15 +8,19 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pytrain.collectives.group import Array, Group
-from pytrain.collectives.mpi_group import MpiGroup
 from pytrain.collectives.table import ALGORITHMS, Eligible, Measured, Range, Table
+
+if TYPE_CHECKING:
+    from pytrain.collectives.mpi_group import MpiGroup
 
 SAMPLE_SECONDS = 2e-3  # short operations are repeated until a sample takes about this long
 MOST_REPEATS = 50
+SMALLEST, FACTOR = 1024, 4
 KINDS = (
     ("all_reduce", False),
     ("all_reduce", True),
@@ -41,6 +45,14 @@ class Timing:
     """Bytes."""
     algorithm: str
     seconds: float
+
+
+def sizes_up_to(mebibytes: int) -> list[int]:
+    """Sizes of arrays in bytes, each four times the one before."""
+    sizes = [SMALLEST]
+    while sizes[-1] * FACTOR <= mebibytes * 2**20:
+        sizes.append(sizes[-1] * FACTOR)
+    return sizes
 
 
 def alternate(group: Group, calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -75,15 +87,15 @@ def _repeats(group: Group, call: Callable[[], object]) -> int:
     return max(1, min(MOST_REPEATS, int(SAMPLE_SECONDS / float(longest[0]))))
 
 
-def measure(group: MpiGroup, sizes: Iterable[int], rounds: int) -> list[Timing]:
+def measure(group: Group, nodes: int, sizes: Iterable[int], rounds: int) -> list[Timing]:
     """Every algorithm of every kind on this group.
 
     Args:
         group: made with settings that allow MPI's own algorithms; all members call this.
+        nodes: that its members are on.
         sizes: of the arrays, in bytes.
         rounds: for the median.
     """
-    nodes = len({group.process.places[rank].node for rank in group.ranks})
     found = []
     for size in sizes:
         for kind, half in KINDS:
@@ -117,14 +129,18 @@ def measure_table(world: MpiGroup, sizes: list[int], rounds: int) -> tuple[Table
         first = world.rank // count * count
         members = list(range(first, min(first + count, world.size)))
         group = world.subgroup(f"neighbours {first}", members)
-        if isinstance(group, MpiGroup) and group.size == count:
-            timings += measure(group, sizes, rounds)
+        if group.size == count:
+            timings += measure(group, _nodes(world, members), sizes, rounds)
         group.close()
         world.barrier()
         count *= 2
-    timings += measure(world, sizes, rounds)
+    timings += measure(world, _nodes(world, range(world.size)), sizes, rounds)
     timings = world.broadcast(timings)
     return table_of(timings, f"{platform.machine()}, {world.size} ranks"), timings
+
+
+def _nodes(world: MpiGroup, members: Iterable[int]) -> int:
+    return len({world.process.places[world.ranks[member]].node for member in members})
 
 
 def table_of(timings: Iterable[Timing], machine: str) -> Table:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pytrain.collectives.mpi_group import MpiGroup
 from pytrain.errors import UserError
+
+if TYPE_CHECKING:
+    from pytrain.collectives.mpi_group import MpiGroup
 
 PINGS = 21
 LARGE = 4 * 2**20

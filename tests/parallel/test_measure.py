@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pytrain.cli.ranks import sizes_up_to
 from pytrain.collectives import read_table
-from pytrain.collectives.measure import Timing, report, table_of
+from pytrain.collectives.measure import Timing, report, sizes_up_to, table_of
 from pytrain.collectives.table import Eligible, Range
 from tests.parallel.launch import check_ranks, run_ranks
 
