@@ -71,18 +71,19 @@ class Grid:
         first = self.rank - position * stride
         return list(range(first, first + length * stride, stride))
 
-    def stage_ops(self, layers: int) -> tuple[int, int]:
-        """[first, last) ops of this rank's stage: layers cut evenly, the ends on the first and last stage.
 
-        Raises:
-            UserError: fewer layers than stages.
-        """
-        if layers < self.pp:
-            raise UserError(f"parallel.pp ({self.pp}) is more than model.layers ({layers}); lower it")
-        first, last = (layers * (self.pp_rank + edge) // self.pp for edge in (0, 1))
-        first_op = 0 if self.pp_rank == 0 else 1 + 4 * first
-        last_op = 4 * layers + 4 if self.pp_rank == self.pp - 1 else 1 + 4 * last
-        return first_op, last_op
+def stage_ops(layers: int, stage: int, stages: int) -> tuple[int, int]:
+    """[first, last) ops of a pipeline stage: layers cut evenly, embedding and head at the ends.
+
+    Raises:
+        UserError: fewer layers than stages.
+    """
+    if layers < stages:
+        raise UserError(
+            f"parallel.pp times parallel.chunks is {stages}, more than model.layers ({layers}); lower them"
+        )
+    first, last = (layers * (stage + edge) // stages for edge in (0, 1))
+    return 0 if stage == 0 else 1 + 4 * first, 4 * layers + 4 if stage == stages - 1 else 1 + 4 * last
 
 
 AXES = ("dp", "pp", "tp")

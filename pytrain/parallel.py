@@ -35,19 +35,14 @@ def build_groups(grid: Grid, world: Group, shape: _native.Shape, tied_head: bool
     """Split the world; all ranks call this together."""
     if world.size == 1:
         return Groups(grid)
-    everyone = [Grid(grid.dp, grid.pp, grid.tp, rank) for rank in range(grid.size)]
-    replica = [one for one in everyone if one.dp_rank == grid.dp_rank]
-    tp_ranks = [one.rank for one in replica if one.pp_rank == grid.pp_rank]
-    pp_ranks = [one.rank for one in replica if one.tp_rank == grid.tp_rank]
-    dp_ranks = [one.rank for one in everyone if (one.pp_rank, one.tp_rank) == (grid.pp_rank, grid.tp_rank)]
+    tp_ranks = grid.tp_group()
     first, last = native().head_range(shape, grid.tp_rank, grid.tp)[2]
-    at_an_end = tied_head and grid.pp > 1 and grid.pp_rank in (0, grid.pp - 1)
     return Groups(
         grid,
         world,
         tp=world.subgroup("tp", tp_ranks),
-        pp=world.subgroup("pp", pp_ranks),
-        dp=world.subgroup("dp", dp_ranks),
+        pp=world.subgroup("pp", grid.pp_group()),
+        dp=world.subgroup("dp", grid.dp_group()),
         sharing=world.subgroup("kv", tp_ranks[first:last]),
-        tied=world.subgroup("tied", [pp_ranks[0], pp_ranks[-1]] if at_an_end else [grid.rank]),
+        tied=world.subgroup("tied", grid.embedding_group() if tied_head else [grid.rank]),
     )

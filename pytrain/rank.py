@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytrain.engine import Engine
 from pytrain.errors import UserError
-from pytrain.grid import Grid
+from pytrain.grid import Grid, rank_map, read_rank_map, stage_ops
 from pytrain.native import native
 from pytrain.optimizer import AdamW
 from pytrain.parallel import build_groups
@@ -19,20 +20,6 @@ if TYPE_CHECKING:
     from pytrain.config import RunConfig
 
 EVALUATION_BATCHES = 8  # micro-batches per evaluation program: bounds what is in memory at once
-
-
-def stage_ops(layers: int, stage: int, stages: int) -> tuple[int, int]:
-    """[first, last) ops of a pipeline stage: layers cut evenly, embedding and head at the ends.
-
-    Raises:
-        UserError: fewer layers than stages.
-    """
-    if layers < stages:
-        raise UserError(
-            f"parallel.pp times parallel.chunks is {stages}, more than model.layers ({layers}); lower them"
-        )
-    first, last = (layers * (stage + edge) // stages for edge in (0, 1))
-    return 0 if stage == 0 else 1 + 4 * first, 4 * layers + 4 if stage == stages - 1 else 1 + 4 * last
 
 
 class RankModel:
@@ -55,6 +42,7 @@ class RankModel:
                 f"parallel.dp * pp * tp is {parallel.dp} * {parallel.pp} * {parallel.tp} = {wanted}, but there are "
                 f"{world.size} ranks; start as many, for example with mpiexec -n {wanted}"
             )
+        world = self._placed(world)
         self.grid = Grid(parallel.dp, parallel.pp, parallel.tp, world.rank)
         world.label = self.grid.label
         self.device: _native.CpuDevice = native().CpuDevice()
@@ -69,6 +57,17 @@ class RankModel:
         self.optimizer = AdamW(list(self.stages.values()), config.optimizer, self.groups)
         buffers = {number: self.training.gradient_buffers[number] for number in self.stages}
         self.engine = Engine(self.stages, self.optimizer, self.groups, buffers)
+
+    def _placed(self, world: Group) -> Group:
+        """The world with its ranks numbered as the grid wants them."""
+        parallel = self.config.parallel
+        sizes = (parallel.dp, parallel.pp, parallel.tp)
+        path = parallel.rank_map
+        if path is not None:
+            order = world.on_root(lambda: read_rank_map(Path(path), *sizes))
+        else:
+            order = rank_map(*sizes, parallel.rank_order)
+        return world if order == list(range(world.size)) else world.subgroup("world", order)
 
     @property
     def needs_tokens(self) -> bool:

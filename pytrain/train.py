@@ -71,8 +71,8 @@ class Trainer:
     ) -> None:
         self.config = config
         self.folder = Path(config.run.folder)
-        self.world = world or Group()
-        self.model = RankModel(config, self.world)
+        self.model = RankModel(config, world or Group())
+        self.world = self.model.groups.world
         self.device, self.groups, self.engine = self.model.device, self.model.groups, self.model.engine
         self.optimizer, self.stage = self.model.optimizer, min(self.model.stages.items())[1]
         self.world.on_root(lambda: checkpoint.check_writable(self.folder))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pytrain.errors import UserError
-from pytrain.grid import Grid, rank_map, read_rank_map
+from pytrain.grid import Grid, rank_map, read_rank_map, stage_ops
 
 GRIDS = [(1, 1, 1), (2, 3, 4), (1, 2, 8), (5, 1, 3), (3, 4, 1)]
 
@@ -42,7 +42,7 @@ def test_what_cannot_be_is_refused(arguments: tuple[int, ...], sentence: str) ->
 
 @pytest.mark.parametrize(("layers", "pp"), [(1, 1), (7, 3), (8, 8), (12, 5)])
 def test_stages_cut_the_ops_between_layers(layers: int, pp: int) -> None:
-    stages = [Grid(pp=pp, tp=2, rank=2 * stage).stage_ops(layers) for stage in range(pp)]
+    stages = [stage_ops(layers, stage, pp) for stage in range(pp)]
     assert stages[0][0] == 0
     assert stages[-1][1] == 4 * layers + 4
     assert all(before[1] == after[0] for before, after in pairwise(stages))
@@ -54,8 +54,10 @@ def test_stages_cut_the_ops_between_layers(layers: int, pp: int) -> None:
 
 
 def test_a_stage_needs_a_layer() -> None:
-    with pytest.raises(UserError, match=r"parallel\.pp \(3\) is more than model\.layers \(2\)"):
-        Grid(pp=3).stage_ops(2)
+    with pytest.raises(
+        UserError, match=r"parallel\.chunks is 3, more than model\.layers \(2\)"
+    ):
+        stage_ops(2, 0, 3)
 
 
 def test_groups_are_the_ranks_that_differ_in_one_coordinate() -> None:

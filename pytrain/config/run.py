@@ -227,6 +227,15 @@ class ParallelSection(Section):
         default="1f1b",
         description="Order of forward and backward passes in the pipeline; `pytrain plan` draws them.",
     )
+    rank_order: Literal["dp-pp-tp", "dp-tp-pp", "pp-dp-tp", "pp-tp-dp", "tp-dp-pp", "tp-pp-dp"] = Field(
+        default="dp-pp-tp",
+        description="Axes of the grid from the slowest to the fastest in the launcher's numbering of ranks: "
+        "the last one's neighbours are closest.",
+    )
+    rank_map: str | None = Field(
+        default=None,
+        description="File that says instead, line by line, which coordinates `dp pp tp` each rank takes.",
+    )
     chunks: int = Field(
         default=1, gt=0, description="Stages that each pipeline rank holds, for schedule = interleaved."
     )

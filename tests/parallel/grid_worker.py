@@ -37,7 +37,9 @@ GLOBAL_BATCH, LENGTH, SEED = 8, 11, 5
 
 def run_config(case: dict[str, Any], grid: bool) -> RunConfig:
     """The configuration of a case; without `grid`, of the same training in one process."""
-    parallel = {key: case[key] for key in ("dp", "pp", "tp", "zero", "schedule", "chunks") if key in case}
+    parallel = {
+        key: case[key] for key in ("dp", "pp", "tp", "zero", "schedule", "chunks", "rank_order") if key in case
+    }
     model = spine.model_config(SHAPES[case["shape"]]).model_dump(exclude_none=True)
     return build(
         {

@@ -76,6 +76,15 @@ def judge(result: dict[str, Any]) -> None:
     assert result["drift"] <= 1e-4, result
 
 
+def test_another_order_of_ranks_changes_nothing(tmp_path: Path) -> None:
+    case = case_of((2, 2, 1), "gpt2", 1, "1f1b", "none") | {"rank_order": "tp-pp-dp"}
+    (tmp_path / "cases.json").write_text(json.dumps([case]), encoding="utf-8")
+    arguments = [str(tmp_path / "cases.json"), str(tmp_path / "results.json")]
+    run_ranks(4, ["-m", "tests.parallel.grid_worker", *arguments])
+    (result,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    judge(result)
+
+
 @pytest.mark.parametrize("part", range(2))
 def test_grids_train_as_one_process(part: int, tmp_path: Path) -> None:
     cases = covering_cases(seed=3)[part::2]
