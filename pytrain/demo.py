@@ -82,7 +82,7 @@ def run(folder: Path, say: Say = print, steps: int | None = None) -> DemoResult:
     recipe = {**find_preset("demo").recipe}
     if steps is not None:
         recipe |= {"run.steps": steps, "learning_rate.warmup_steps": min(steps, 20)}
-    tables = _tables({**recipe, "run.folder": str(folder / "run"), "model.preset": "demo"})
+    tables = _tables({**recipe, "run.folder": str(folder / "run"), "run.log_every": 50, "model.preset": "demo"})
     tables["tokenizer"] = {"path": str(data / "tokenizer.model")}
     tables["data"] |= {"train": [str(data / "train")], "heldout": [str(data / "heldout")]}
     tables["evaluation"] = {"every": int(recipe["run.steps"]), "batches": 0}

@@ -105,7 +105,7 @@ class Engine:
         update = None
         for index, action in enumerate(program):
             if action.kind is Kind.UPDATE:
-                update = self._timed(lambda: self._update(learning_rate, loss_scale))
+                update = self._update(learning_rate, loss_scale)
             elif action.kind in WEIGHT_GRADIENT or action.kind in (Kind.FORWARD, Kind.BACKWARD_INPUT):
                 final = last_weight.get(action.stage) == index
                 self._compute(action, batches, "train" if training else "evaluate", final)
@@ -133,7 +133,9 @@ class Engine:
 
     def _update(self, learning_rate: float, loss_scale: float) -> UpdateResult:
         assert self.optimizer is not None, "a program with an UPDATE needs an optimizer"
-        return self.optimizer.update(learning_rate, loss_scale)
+        result = self.optimizer.update(learning_rate, loss_scale)
+        self._native_seconds += self.optimizer.native_seconds
+        return result
 
     # --- computation ---------------------------------------------------------------------------------
 

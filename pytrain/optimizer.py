@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -169,6 +171,8 @@ class AdamW:
         self.settings, self.groups = settings, groups
         self.states = [StageState(stage, groups) for stage in stages]
         self.updates = 0
+        self.native_seconds = 0.0
+        """Wall time of the last update inside native calls and waiting for other ranks."""
         self._sum = np.zeros(1, np.float64)
 
     def state_of(self, stage: Stage) -> StageState:
@@ -198,21 +202,22 @@ class AdamW:
             learning_rate: of this step.
             loss_scale: what the gradients were multiplied with.
         """
+        self.native_seconds = 0.0
         for state in self.states:
-            state.finish_reduction()
+            self._timed(state.finish_reduction)
         self._sum[:] = 0.0
         for state, run in self._runs():
             if state.counts(run):
                 gradient = state.stage.gradients[run.bucket].array[run.in_bucket]
-                state.stage.device.sum_squares(self._sum, gradient, state.stage.half)
-        self.groups.world.all_reduce(self._sum)
+                self._timed(partial(state.stage.device.sum_squares, self._sum, gradient, state.stage.half))
+        self._timed(partial(self.groups.world.all_reduce, self._sum))
         scalars = self.states[0].stage.scalars
         self.states[0].stage.device.finish_norm(scalars, self._sum, self.settings.clip, loss_scale)
         count = self.updates + 1
         for state, run in self._runs():
             self._update_run(state, run, scalars, learning_rate, count)
         for state in self.states:
-            state.gather_weights()
+            self._timed(state.gather_weights)
         finite = bool(scalars[Scalar.FINITE])
         if finite:
             self.updates = count
@@ -227,7 +232,8 @@ class AdamW:
         self, state: StageState, run: Run, scalars: NDArray[np.float64], learning_rate: float, count: int
     ) -> None:
         settings, stage = self.settings, state.stage
-        stage.device.adamw(
+        update = partial(
+            stage.device.adamw,
             stage.weights[run.bucket].array[run.in_bucket],
             state.master_of(run),
             state.first[run.bucket].array[run.in_shard],
@@ -242,3 +248,9 @@ class AdamW:
             decay=learning_rate * settings.weight_decay if run.spec.decay else 0.0,
             half=stage.half,
         )
+        self._timed(update)
+
+    def _timed(self, call: Callable[[], object]) -> None:
+        started = time.perf_counter()
+        call()
+        self.native_seconds += time.perf_counter() - started

@@ -54,9 +54,7 @@ def test_stages_cut_the_ops_between_layers(layers: int, pp: int) -> None:
 
 
 def test_a_stage_needs_a_layer() -> None:
-    with pytest.raises(
-        UserError, match=r"parallel\.chunks is 3, more than model\.layers \(2\)"
-    ):
+    with pytest.raises(UserError, match=r"parallel\.chunks is 3, more than model\.layers \(2\)"):
         stage_ops(2, 0, 3)
 
 
