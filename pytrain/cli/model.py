@@ -84,18 +84,21 @@ def export(checkpoint: Path, folder: Path) -> None:
 @click.option(
     "--hf", "folder", required=True, type=PATH, metavar="DIR", help="Folder with config.json and safetensors."
 )
-@click.option("--out", required=True, type=PATH, metavar="DIR", help="Checkpoint to write; must not exist yet.")
+@click.option("--out", required=True, type=PATH, metavar="DIR", help="Run folder to make; must not exist yet.")
 def import_(folder: Path, out: Path) -> None:
-    """Make a checkpoint from a GPT-2 or LLaMA model in Hugging Face form.
+    """Make a run folder, to train onward or generate from, of a GPT-2 or LLaMA model in Hugging Face form.
 
     \b
     Example:
-      pytrain import --hf llama-15m-hf --out checkpoints/llama-15m
+      pytrain import --hf llama-15m-hf --out runs/onward
     """
     from pytrain.checkpoint.huggingface import import_huggingface
 
     import_huggingface(folder, out)
-    click.echo(f"wrote {out}")
+    click.echo(
+        f"wrote {out}; next: name your corpus under [data] in {out / 'run.toml'}, then "
+        f"`pytrain train {out} --resume auto`"
+    )
 
 
 @click.command(short_help="Say what a checkpoint or corpus holds.")

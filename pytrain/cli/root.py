@@ -29,7 +29,7 @@ def _print_version(context: click.Context, _parameter: click.Parameter, wanted: 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EXIT_CODES)
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Version.")
 def root() -> None:
-    """Train GPT-2 and LLaMA models from text to weights, on one machine.
+    """Train GPT-2 and LLaMA models from text to weights, on one process or many.
 
     \b
     Examples:
