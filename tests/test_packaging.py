@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -31,12 +32,11 @@ sys.meta_path.insert(0, Broken())
 
 
 def python(
-    *arguments: str, folder: Path, search: Path | None = None, check: bool = True
+    *arguments: str, folder: Path, search: Sequence[Path] = (), check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run a fresh interpreter in `folder`, with `search` as its only PYTHONPATH."""
+    """Run a fresh interpreter in `folder`, with `search` as its whole PYTHONPATH."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    if search is not None:
-        environment["PYTHONPATH"] = str(search)
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, search))
     found = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
     if check:
         assert found.returncode == 0, found.stdout + found.stderr
@@ -138,7 +138,7 @@ def test_only_the_mpi_transport_needs_an_mpi_library(tmp_path: Path) -> None:
     names = sorted(".".join(part for part in file.parts if part != "__init__") for file in files)
     others = [name for name in names if not name.startswith("pytrain.collectives.mpi_")]
     code = "import sys; from importlib import import_module\nfor name in sys.argv[1:]: import_module(name)"
-    python("-c", code, *others, folder=tmp_path, search=tmp_path)
+    python("-c", code, *others, folder=tmp_path, search=(tmp_path, ROOT))
 
 
 def test_versions_agree() -> None:

@@ -59,12 +59,15 @@ class MailboxTransport:
 
     box: Mailbox
     rank: int
+    posted: list[Message] = field(default_factory=list)
 
     def send(self, data: Array, to: int, tag: int) -> Message:
-        return self.box.post(True, data, (self.rank, to, tag))
+        self.posted.append(self.box.post(True, data, (self.rank, to, tag)))
+        return self.posted[-1]
 
     def receive(self, data: Array, source: int, tag: int) -> Message:
-        return self.box.post(False, data, (source, self.rank, tag))
+        self.posted.append(self.box.post(False, data, (source, self.rank, tag)))
+        return self.posted[-1]
 
     def wait_all(self, requests: list[Any]) -> None:
         raise AssertionError("a rank of this process would wait for itself")
@@ -100,10 +103,11 @@ def simulate(
     box = Mailbox()
     device = _native.CpuDevice(threads=1)
     counters, waiting = [Counters() for _ in arrays], {}
-    wires = []
+    wires, transports, awaited = [], [], set[int]()
     for index, array in enumerate(arrays):
         tools = Tools(device, Staging(device), limits or Limits())
         transport = MailboxTransport(box, index)
+        transports.append(transport)
         members = range(len(arrays))
         wires.append(Wire(transport, members, index, TAG, tools, counters[index], "test", half, operation))
         waiting[index] = (algorithm(wires[index], array), [])
@@ -114,7 +118,11 @@ def simulate(
             steps, _ = waiting[index]
             try:
                 waiting[index] = (steps, next(steps))
+                awaited.update(map(id, waiting[index][1]))
             except StopIteration:
+                assert all(id(message) in awaited for message in transports[index].posted), (
+                    "an operation ended without waiting for a message that it posted"
+                )
                 del waiting[index]
                 wires[index].release()
     assert box.left_over() == 0, "messages were left over"

@@ -3,7 +3,8 @@
     mpiexec -n 4 python -m tests.parallel.reshard_worker RUN.toml FOLDER GRIDS.json
 
 GRIDS.json is a list of `[parallel]` tables. FOLDER/from-I gets three steps trained on grid I and their checkpoint;
-FOLDER/from-I-to-J what grid J saved right after loading that. Rank 0 prints "done" at the end.
+FOLDER/from-I-to-J what grid J saved right after loading that. Rank 0 prints which ranks of each grid opened the data, and
+"done" at the end.
 """
 
 import json
@@ -45,6 +46,9 @@ def main() -> None:
         if group is not None:
             with Trainer(config_for(run, folder / f"from-{one}", grid), "none", NoProgress(), group) as trainer:
                 trainer.run()
+                opened = group.gather(trainer.loader is not None)
+            if group.rank == 0:
+                print("opened", one, json.dumps(opened))
         world.barrier()
         for other, (target, loading) in enumerate(zip(grids, groups, strict=True)):
             if loading is not None:

@@ -37,7 +37,11 @@ def test_every_grid_loads_what_every_other_saved(family: str, dtype: str, tmp_pa
     (tmp_path / "run.toml").write_text(resolved_toml(config), encoding="utf-8")
     (tmp_path / "grids.json").write_text(json.dumps(GRIDS), encoding="utf-8")
     arguments = [str(tmp_path / "run.toml"), str(tmp_path / "runs"), str(tmp_path / "grids.json")]
-    assert run_ranks(4, ["-m", "tests.parallel.reshard_worker", *arguments]).stdout.strip().endswith("done")
+    *opened, done = run_ranks(4, ["-m", "tests.parallel.reshard_worker", *arguments]).stdout.strip().splitlines()
+    assert done == "done"
+    # Only the stages that embed tokens or take the loss open the data.
+    assert opened[2] == "opened 2 [true, false, false, true]"
+    assert [line.count("false") for line in opened] == [0, 0, 2, 0, 0, 0]
     for one in range(len(GRIDS)):
         saved = tmp_path / f"runs/from-{one}/checkpoints/step-000003"
         names = sorted(path.name for path in saved.glob("*.safetensors"))
