@@ -43,8 +43,7 @@ def stub_functions(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str
         if isinstance(node, ast.ClassDef):
             yield from stub_functions(node.body, f"{prefix}{submodules.get(node.name, node.name)}.")
         elif isinstance(node, ast.FunctionDef) and not any(
-            isinstance(decorator, ast.Name) and decorator.id == "property"
-            for decorator in node.decorator_list
+            isinstance(decorator, ast.Name) and decorator.id == "property" for decorator in node.decorator_list
         ):
             yield prefix + node.name, arguments(node)
 

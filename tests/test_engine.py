@@ -69,7 +69,8 @@ def test_twenty_steps_against_float64(name: str) -> None:
         norm = runs.adamw(weights, gradients, state, rate=rate, clip=CLIP)
         clipped += norm > CLIP
         assert found.update is not None
-        assert found.update.gradient_norm == pytest.approx(norm, rel=1e-5)
+        # Later steps feel the drift of the weights: 2.2e-5 was the most seen, on any instruction set.
+        assert found.update.gradient_norm == pytest.approx(norm, rel=1e-5 if step == 1 else 7e-5)
         assert found.target_count == sum(int((batch.targets >= 0).sum()) for batch in batches)
     assert clipped > 0
     errors = {

@@ -35,8 +35,7 @@ def python(
     *arguments: str, folder: Path, search: Sequence[Path] = (), check: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run a fresh interpreter in `folder`, with `search` as its whole PYTHONPATH."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, search))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, search))}
     found = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
     if check:
         assert found.returncode == 0, found.stdout + found.stderr
@@ -82,7 +81,8 @@ def test_installed_package_has_what_the_checkout_has(tmp_path: Path) -> None:
     )
     assert {"peak", "kernels", "step"} <= set(benches)
     missing = python("-c", code, *names, "bench", "tests", folder=tmp_path).stdout.split()
-    assert missing == ([] if is_editable() else ["bench", "tests"])  # an editable one opens the whole checkout
+    # An editable installation opens the whole checkout.
+    assert missing == ([] if is_editable() else ["bench", "tests"]), "not installed: run `pip install .` again?"
 
 
 def test_typed_package_and_licence_are_installed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ class CollectiveMismatchError(RuntimeError):
     """Members of a group are at different operations: a bug in the program, or settings that differ."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
     """One operation of one group on this process."""
 

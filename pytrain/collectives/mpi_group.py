@@ -75,6 +75,8 @@ class MpiGroup(Group):
         self._key = f"{name} ({', '.join(map(str, self.ranks))})"
         self._checks = 0
         self._choices: dict[tuple[str, bool], Choice] = {}
+        self._permitted: set[tuple[str, str, str | None]] = set()
+        self._each = process.settings.check == "each"
         process.journal.histories[self._key] = self._history
 
     @property
@@ -216,10 +218,6 @@ class MpiGroup(Group):
 
     # --- inside ------------------------------------------------------------------------------------
 
-    @property
-    def _each(self) -> bool:
-        return self.process.settings.check == "each"
-
     def _nodes(self) -> list[int]:
         return [self.process.places[rank].node for rank in self.ranks]
 
@@ -255,6 +253,8 @@ class MpiGroup(Group):
 
     def _allowed(self, name: str, kind: str, half: str | None) -> str:
         """The name, if the settings allow what a caller asked for."""
+        if (name, kind, half) in self._permitted:
+            return name
         settings = self.process.settings
         if name not in ALGORITHMS[kind]:
             raise ValueError(f"{kind} has no algorithm {name!r}: there are {', '.join(ALGORITHMS[kind])}")
@@ -263,6 +263,7 @@ class MpiGroup(Group):
                 f"{kind} by {name!r} of {half or 'full'} numbers is not allowed: it needs own = false, "
                 "deterministic = false for sums, and numbers that are not 16-bit"
             )
+        self._permitted.add((name, kind, half))
         return name
 
     def _wire(self, kind: str, half: str | None = None, operation: Operation = "sum", tag: int | None = None) -> Wire:
@@ -330,17 +331,19 @@ def _one(requests: list[Any]) -> Steps:
 
 def _flat(array: Array, write: bool = True) -> Array:
     """The array as one dimension, in place."""
-    if not array.flags.c_contiguous or (write and not array.flags.writeable):
+    flags = array.flags
+    if not flags.c_contiguous or (write and not flags.writeable):
         raise ValueError("collectives work on C-contiguous arrays that may be written to")
-    return array.reshape(-1)
+    return array if array.ndim == 1 else array.reshape(-1)
 
 
 def _summable(array: Array, half: str | None, operation: Operation) -> tuple[Array, str | None]:
     """The same for what is to be added, and what its numbers are if they have 16 bits."""
-    if array.dtype == np.uint16:
+    kind = _name(array.dtype)
+    if kind == "uint16":
         if half not in ("bf16", "fp16") or operation != "sum":
             raise ValueError("uint16 arrays are summed as half = 'bf16' or 'fp16' numbers, and only summed")
         return _flat(array), half
-    if array.dtype not in (np.float32, np.float64):
-        raise ValueError(f"sums are of float32, float64, bf16 and fp16 arrays, not of {array.dtype}")
+    if kind not in ("float32", "float64"):
+        raise ValueError(f"sums are of float32, float64, bf16 and fp16 arrays, not of {kind}")
     return _flat(array), None

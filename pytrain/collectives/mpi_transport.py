@@ -55,7 +55,10 @@ def _operation(wire: Wire) -> MPI.Op:
 
 
 def _parts(wire: Wire, array: Array) -> list[Array]:
-    step = max(1, wire.tools.limits.message_bytes // array.itemsize)
+    limit = wire.tools.limits.message_bytes
+    if 0 < array.nbytes <= limit:
+        return [array]
+    step = max(1, limit // array.itemsize)
     return [array[first : first + step] for first in range(0, array.size, step)]
 
 

@@ -55,16 +55,18 @@ class Running:
 
     def advance(self, journal: Journal, counters: Counters) -> None:
         """Go on to the next messages that must be waited for: those of the last step are complete."""
-        journal.moved()
+        journal.last_move = journal.clock()
         try:
-            self.requests = []
-            while not self.requests:
-                self.requests = next(self._steps)
+            requests = next(self._steps)
+            while not requests:
+                requests = next(self._steps)
+            self.requests = requests
             return
         except StopIteration as stop:
             self.result = stop.value
         except Exception as error:
             self._error = error
+        self.requests = []
         self.done = True
         counters.open_seconds += time.perf_counter() - self.started
         self.wire.release()

@@ -13,36 +13,41 @@ if TYPE_CHECKING:
 WORD = 4  # bytes of the fp32 elements that native buffers are counted in
 
 
+class Block:
+    """A buffer and its bytes as an array, which takes a moment to make."""
+
+    def __init__(self, buffer: "Buffer") -> None:
+        self.buffer = buffer
+        self.raw: NDArray[np.uint8] = buffer.array.view(np.uint8)
+
+    def view(self, dtype: np.dtype[Any], elements: int) -> NDArray[Any]:
+        """The first `elements` elements as an array of `dtype`."""
+        found: NDArray[Any] = self.raw[: elements * dtype.itemsize].view(dtype)
+        return found
+
+
 class Staging:
     """A pool of native buffers of memory kind "staging"; several may be out at a time."""
 
     def __init__(self, device: "CpuDevice") -> None:
         self._device = device
-        self._free: list[Buffer] = []
+        self._free: list[Block] = []  # the smallest first
 
-    def take(self, size: int) -> "Buffer":
-        """A buffer of at least `size` bytes: the smallest free one that fits, else a new one."""
-        fitting = [buffer for buffer in self._free if buffer.elements * WORD >= size]
-        if fitting:
-            found = min(fitting, key=lambda buffer: buffer.elements)
-            self._free.remove(found)
-            return found
-        if self._free:  # it was too small: the new one replaces it, so that the pool stays as wide as its use
-            self._free.remove(max(self._free, key=lambda buffer: buffer.elements))
-        made: Buffer = native().Buffer(self._device, max(1, -(-size // WORD)), "fp32", "staging")
-        return made
+    def take(self, size: int) -> Block:
+        """A block of at least `size` bytes: the smallest free one that fits, else a new one."""
+        for index, block in enumerate(self._free):
+            if block.raw.size >= size:
+                return self._free.pop(index)
+        if self._free:  # all are too small: the new one replaces the largest, and the pool stays as wide as its use
+            self._free.pop()
+        return Block(native().Buffer(self._device, max(1, -(-size // WORD)), "fp32", "staging"))
 
-    def give_back(self, buffer: "Buffer") -> None:
-        """Make a buffer free for the next taker."""
-        self._free.append(buffer)
+    def give_back(self, block: Block) -> None:
+        """Make a block free for the next taker."""
+        self._free.append(block)
+        self._free.sort(key=lambda free: free.raw.size)
 
     @property
     def bytes_peak(self) -> int:
         """Most bytes that were held at a time."""
         return self._device.bytes_peak("staging")
-
-
-def view(buffer: "Buffer", dtype: np.dtype[Any], elements: int) -> NDArray[Any]:
-    """The first `elements` elements of a buffer as an array of `dtype`."""
-    raw: NDArray[Any] = buffer.array.view(np.uint8)[: elements * dtype.itemsize]
-    return raw.view(dtype)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pytrain.collectives.staging import Staging, view
+from pytrain.collectives.staging import Block, Staging
 from pytrain.collectives.sums import Operation, add_halves_in_order, merge, merge_in_order
 
 if TYPE_CHECKING:
-    from pytrain._native import Buffer, CpuDevice
+    from pytrain._native import CpuDevice
     from pytrain.collectives.counters import Counters
 
 Array = NDArray[Any]
@@ -100,7 +100,7 @@ class Wire:
         self.kind = kind
         self.half = half
         self.operation = operation
-        self._taken: list[Buffer] = []
+        self._taken: list[Block] = []
 
     def subset(self, indices: Sequence[int]) -> Wire:
         """The same operation among some of the members, this process one of them."""
@@ -147,9 +147,9 @@ class Wire:
 
     def scratch(self, dtype: np.dtype[Any], elements: int) -> Array:
         """Memory until the operation ends."""
-        buffer = self.tools.staging.take(elements * dtype.itemsize)
-        self._taken.append(buffer)
-        return view(buffer, dtype, elements)
+        block = self.tools.staging.take(elements * dtype.itemsize)
+        self._taken.append(block)
+        return block.view(dtype, elements)
 
     def release(self) -> None:
         """Give all scratch back: the operation has ended."""
@@ -165,10 +165,10 @@ class Wire:
         if self.half is None:
             merge_in_order(own, before, after, self.operation)
             return
-        buffer = self.tools.staging.take(own.size * 4)
-        total = view(buffer, np.dtype(np.float32), own.size)
+        block = self.tools.staging.take(own.size * 4)
+        total = block.view(np.dtype(np.float32), own.size)
         add_halves_in_order(self.tools.device, own, before, after, total, self.half)
-        self.tools.staging.give_back(buffer)
+        self.tools.staging.give_back(block)
 
 
 def even_bounds(elements: int, pieces: int) -> list[int]:

@@ -3,8 +3,8 @@
     mpiexec -n 4 python -m tests.parallel.reshard_worker RUN.toml FOLDER GRIDS.json
 
 GRIDS.json is a list of `[parallel]` tables. FOLDER/from-I gets three steps trained on grid I and their checkpoint;
-FOLDER/from-I-to-J what grid J saved right after loading that. Rank 0 prints which ranks of each grid opened the data, and
-"done" at the end.
+FOLDER/from-I-to-J what grid J saved right after loading that. Rank 0 prints which ranks of each grid opened the
+data, and "done" at the end.
 """
 
 import json
