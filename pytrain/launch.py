@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from pytrain.collectives.mpi_group import MpiGroup
     from pytrain.collectives.watchdog import Watchdog
+    from pytrain.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -127,12 +128,14 @@ def _mpi() -> MPI.Intracomm:
 
 @contextmanager
 def world(
-    settings: Settings | None = None, ranks: int = 1, environment: Mapping[str, str] = os.environ
+    settings: Settings | Callable[[], Settings] | None = None,
+    ranks: int = 1,
+    environment: Mapping[str, str] = os.environ,
 ) -> Iterator[Group]:
     """The group of all ranks, and the end of all of them when one fails.
 
     Args:
-        settings: the same on all ranks; defaults if None.
+        settings: the same on all ranks, or what reads them, which rank 0 alone calls; defaults if None.
         ranks: how many the configuration asks for; with more than one MPI is started even where no launcher
             shows in the environment.
         environment: what the launcher left its traces in.
@@ -155,7 +158,7 @@ def world(
         return
     ranks_of_job = _Ranks(communicator)
     try:
-        yield ranks_of_job.start(settings or Settings())
+        yield ranks_of_job.start(_shared_settings(communicator, settings))
         ranks_of_job.finish()
     except SharedError:
         ranks_of_job.stop_threads()
@@ -164,6 +167,30 @@ def world(
         raise
     except BaseException as error:
         ranks_of_job.abort(error)
+
+
+def settings_of(config: RunConfig) -> Settings:
+    """What [collectives] of a configuration asks for."""
+    asked = config.collectives
+    return Settings(
+        own=asked.own, check=asked.check, progress=asked.progress, watchdog_seconds=asked.watchdog_seconds
+    )
+
+
+def _shared_settings(communicator: MPI.Intracomm, settings: Settings | Callable[[], Settings] | None) -> Settings:
+    """Read on rank 0, and given to all; so is a sentence about what cannot be read."""
+    if not callable(settings):
+        return settings or Settings()
+    outcome: Settings | str = ""
+    if communicator.Get_rank() == 0:
+        try:
+            outcome = settings()
+        except UserError as error:
+            outcome = str(error)
+    outcome = communicator.bcast(outcome)
+    if isinstance(outcome, str):
+        raise SharedError(outcome)
+    return outcome
 
 
 class _Ranks:

@@ -172,6 +172,7 @@ class Trainer:
         """One optimizer step, with the evaluation and samples that are due after it."""
         config = self.config
         started = time.perf_counter()
+        self.world.phase = f"step {self.step_number + 1}"  # for the watchdog
         rate = learning_rate.of_run(config, self.step_number + 1)
         batches = self._batches()
         scale = self.loss_scale.value
@@ -315,6 +316,7 @@ class Trainer:
         from pytrain.config import resolved_toml
 
         config = self.config
+        self.world.phase = f"saving after step {self.step_number}"
         state: dict[str, Any] = {
             "samples": self.samples,
             "tokens": self.tokens,

@@ -1,5 +1,6 @@
 """The group of all commands, and those about a run: train, init, config, info, demo, bench, completion."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,13 @@ def train(run: Path, overrides: tuple[str, ...], resume: str, dry_run: bool) -> 
 
         click.echo(report(config.load(run, overrides)))
         return ExitCode.OK
-    with launch.world() as world:
-        settings = world.on_root(lambda: config.load(run, overrides))
+
+    @functools.cache
+    def read() -> config.RunConfig:
+        return config.load(run, overrides)
+
+    with launch.world(lambda: launch.settings_of(read())) as world:
+        settings = world.on_root(read)
         from pytrain import train as training  # after the configuration is known to be right
 
         result = training.train(settings, resume=resume, world=world)

@@ -241,6 +241,27 @@ class ParallelSection(Section):
     )
 
 
+class CollectivesSection(Section):
+    """How ranks exchange data. Read when the run starts; `pytrain info --collectives` measures algorithms."""
+
+    own: bool = Field(
+        default=False, description="Only our own algorithms over point-to-point messages, none of MPI's."
+    )
+    check: Literal["step", "each"] = Field(
+        default="step",
+        description="When ranks compare what they are doing: once a step, or before every operation (slow).",
+    )
+    progress: Literal["test", "thread"] = Field(
+        default="test",
+        description="What moves messages on while kernels run: tests between operations, or a thread.",
+    )
+    watchdog_seconds: float = Field(
+        default=600.0,
+        ge=0,
+        description="End the job with a report of every rank when nothing has moved for so long; 0 never does.",
+    )
+
+
 class CheckpointSection(Section):
     """When to save, and what to keep."""
 
@@ -284,6 +305,7 @@ class RunConfig(Section):
     precision: PrecisionSection = Field(default_factory=PrecisionSection)
     recompute: RecomputeSection = Field(default_factory=RecomputeSection)
     parallel: ParallelSection = Field(default_factory=ParallelSection)
+    collectives: CollectivesSection = Field(default_factory=CollectivesSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     sample: SampleSection = Field(default_factory=SampleSection)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.parallel.grid_worker import SHAPES
-from tests.parallel.start import run_ranks
+from tests.parallel.launch import check_ranks
 from tests.parallel.test_grids import case_of, judge
 
 
@@ -23,11 +23,8 @@ def test_all_grids(ranks: int, tmp_path: Path) -> None:
             if dp * pp * tp == ranks and case not in alike:
                 cases.append(case)
     (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
-    run_ranks(
-        ranks,
-        ["-m", "tests.parallel.grid_worker", str(tmp_path / "cases.json"), str(tmp_path / "results.json")],
-        seconds=1800,
-    )
+    arguments = [str(tmp_path / "cases.json"), str(tmp_path / "results.json")]
+    check_ranks(ranks, "tests.parallel.grid_worker", *arguments, timeout=1800)
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     for name in ("loss", "last_loss", "evaluated", "gradient", "drift"):
         worst = max(results, key=lambda result: result[name])

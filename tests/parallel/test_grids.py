@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.parallel.grid_worker import SHAPES
-from tests.parallel.start import run_ranks
+from tests.parallel.launch import check_ranks
 
 FACTORS = {
     "grid": [(dp, pp, tp) for dp, pp, tp in itertools.product((1, 2, 4), repeat=3) if dp * pp * tp in (2, 4)],
@@ -80,7 +80,7 @@ def test_another_order_of_ranks_changes_nothing(tmp_path: Path) -> None:
     case = case_of((2, 2, 1), "gpt2", 1, "1f1b", "none") | {"rank_order": "tp-pp-dp"}
     (tmp_path / "cases.json").write_text(json.dumps([case]), encoding="utf-8")
     arguments = [str(tmp_path / "cases.json"), str(tmp_path / "results.json")]
-    run_ranks(4, ["-m", "tests.parallel.grid_worker", *arguments])
+    check_ranks(4, "tests.parallel.grid_worker", *arguments)
     (result,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     judge(result)
 
@@ -89,7 +89,7 @@ def test_another_order_of_ranks_changes_nothing(tmp_path: Path) -> None:
 def test_grids_train_as_one_process(part: int, tmp_path: Path) -> None:
     cases = covering_cases(seed=3)[part::2]
     (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
-    run_ranks(4, ["-m", "tests.parallel.grid_worker", str(tmp_path / "cases.json"), str(tmp_path / "results.json")])
+    check_ranks(4, "tests.parallel.grid_worker", str(tmp_path / "cases.json"), str(tmp_path / "results.json"))
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [result["case"] for result in results] == cases
     for result in results:

@@ -7,7 +7,7 @@ import pytest
 
 from pytrain.config import resolved_toml
 from tests import runs
-from tests.parallel.start import run_ranks
+from tests.parallel.launch import check_ranks
 
 GRIDS = [
     {},
@@ -37,7 +37,7 @@ def test_every_grid_loads_what_every_other_saved(family: str, dtype: str, tmp_pa
     (tmp_path / "run.toml").write_text(resolved_toml(config), encoding="utf-8")
     (tmp_path / "grids.json").write_text(json.dumps(GRIDS), encoding="utf-8")
     arguments = [str(tmp_path / "run.toml"), str(tmp_path / "runs"), str(tmp_path / "grids.json")]
-    *opened, done = run_ranks(4, ["-m", "tests.parallel.reshard_worker", *arguments]).stdout.strip().splitlines()
+    *opened, done = check_ranks(4, "tests.parallel.reshard_worker", *arguments).strip().splitlines()
     assert done == "done"
     # Only the stages that embed tokens or take the loss open the data.
     assert opened[2] == "opened 2 [true, false, false, true]"
