@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from pytrain.collectives import Group, Settings, SharedError
+from pytrain.collectives import Group, Settings, SharedError, Table, read_table
 from pytrain.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -173,7 +173,11 @@ def settings_of(config: RunConfig) -> Settings:
     """What [collectives] of a configuration asks for."""
     asked = config.collectives
     return Settings(
-        own=asked.own, check=asked.check, progress=asked.progress, watchdog_seconds=asked.watchdog_seconds
+        own=asked.own,
+        check=asked.check,
+        progress=asked.progress,
+        watchdog_seconds=asked.watchdog_seconds,
+        table=Table() if asked.table is None else read_table(Path(asked.table)),
     )
 
 

@@ -334,13 +334,19 @@ class Trainer:
             owned_pieces(self.optimizer),
             state,
             resolved_toml(config),
-            checkpoint.tokenizer_files(self.config.tokenizer.path) if self.is_root else None,
+            self._companions() if self.is_root else None,
             self.groups.world,
         )
         if self.is_root:
             checkpoint.prune(self.folder, config.checkpoint.keep_last, config.checkpoint.keep_every)
         self.progress.note(f"step {self.step_number}: saved {folder}")
         return folder
+
+    def _companions(self) -> dict[str, Path]:
+        """Small files that go with each checkpoint, by the name they get there."""
+        files = checkpoint.tokenizer_files(self.config.tokenizer.path)
+        table = self.config.collectives.table
+        return files if table is None else files | {"collectives.json": Path(table)}
 
     def _load(self, found: checkpoint.Checkpoint) -> list[str]:
         """Weights, optimizer and position from a checkpoint; one without optimizer state starts a new one.

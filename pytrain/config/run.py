@@ -247,6 +247,12 @@ class CollectivesSection(Section):
     own: bool = Field(
         default=False, description="Only our own algorithms over point-to-point messages, none of MPI's."
     )
+    table: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File that `pytrain info --collectives` wrote: which algorithm serves which size. It is kept "
+        "with each checkpoint. Without one, fixed rules choose.",
+    )
     check: Literal["step", "each"] = Field(
         default="step",
         description="When ranks compare what they are doing: once a step, or before every operation (slow).",
