@@ -2,15 +2,18 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytrain import checkpoint
 from pytrain.checkpoint.pieces import ITEM_BYTES
 from pytrain.config import parameter_count
 from pytrain.flops import hardware_flops, model_flops
 from pytrain.native import native
+from pytrain.rank import Plan
 from pytrain.stage import native_policy, native_shape
 from pytrain.training_state import checkpoint_entries
 
@@ -21,42 +24,63 @@ ASSUMED_SHARE = 0.5  # of the peak, where nothing was measured: between what sma
 PROBE_SECONDS = 0.1  # at least, of the peak
 
 
-def memory_by_kind(config: "RunConfig") -> dict[str, int]:
-    """Bytes that the run will allocate, by kind, planned by the same code that allocates them."""
-    policy = native_policy(config.precision)
-    shape = native_shape(config.model)
-    layout = native().Layout(shape, 0, shape.op_count)
-    elements = layout.elements
-    return {
-        "weights": elements * ITEM_BYTES[policy.weights],
-        "gradients": elements * ITEM_BYTES[policy.gradients],
-        "master": 0 if policy.master == policy.weights else elements * ITEM_BYTES[policy.master],
-        "optimizer": 2 * elements * ITEM_BYTES["fp32"],
-        "activations": _plan_arena(config)[0],
-    }
+@dataclass(frozen=True)
+class RankMemory:
+    """What the ranks at one place of the pipeline and of the tensor slices will allocate."""
+
+    pp_rank: int
+    tp_rank: int
+    by_kind: Mapping[str, int]
+    """Bytes by kind, as the device counts them."""
+    by_lifetime: Mapping[str, int]
+    """Bytes of the activation arenas by lifetime (see native/model/arena.h)."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all kinds."""
+        return sum(self.by_kind.values())
 
 
-def activations_by_lifetime(config: "RunConfig") -> dict[str, int]:
-    """Bytes of the activation arena by lifetime (see native/model/arena.h)."""
-    totals: dict[str, int] = defaultdict(int)
-    for row in _plan_arena(config)[1]:
-        totals[row["lifetime"]] += row["bytes"] * row["copies"]
-    return dict(totals)
+def largest_rank(config: "RunConfig") -> RankMemory:
+    """The memory of the rank that takes most, planned by the same code that allocates it."""
+    plan = Plan(config)
+    grid = config.parallel
+    ranks = [rank_memory(plan, pp_rank, tp_rank) for pp_rank in range(grid.pp) for tp_rank in range(grid.tp)]
+    return max(ranks, key=lambda rank: rank.total)
 
 
-def _plan_arena(config: "RunConfig") -> tuple[int, list[dict[str, Any]]]:
-    """Bytes and table of the arena that the stage of this run allocates."""
-    shape = native_shape(config.model)
-    total, table = native().plan_arena(
-        shape,
-        native_policy(config.precision),
-        first_op=0,
-        last_op=shape.op_count,
-        batch=config.batch.micro_batch,
-        length=config.data.sequence_length,
-        recompute=[config.recompute.of_stage(0)] * config.model.layers,
-    )
-    return total, table
+def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
+    """The memory of the ranks at these coordinates, the same for every replica."""
+    config = plan.config
+    policy, shape = native_policy(config.precision), native_shape(config.model)
+    kinds = dict.fromkeys(("weights", "gradients", "master", "optimizer", "activations", "staging"), 0)
+    lifetimes: dict[str, int] = defaultdict(int)
+    rows = config.batch.micro_batch * config.data.sequence_length
+    for stage in plan.stages_of(pp_rank, tp_rank):
+        layout = native().Layout(shape, stage.first_op, stage.last_op, stage.tp_rank, stage.tp_size)
+        shard = sum(layout.shard_elements(bucket, stage.shards) for bucket in range(len(layout.buckets)))
+        kinds["weights"] += shard * stage.shards * ITEM_BYTES[policy.weights]
+        kinds["gradients"] += shard * stage.shards * ITEM_BYTES[policy.gradients]
+        kinds["master"] += 0 if policy.master == policy.weights else shard * ITEM_BYTES[policy.master]
+        kinds["optimizer"] += 2 * shard * ITEM_BYTES["fp32"]
+        kinds["staging"] += stage.gradient_buffers * rows * config.model.hidden * ITEM_BYTES[policy.activations]
+        arena, table = native().plan_arena(
+            shape,
+            policy,
+            first_op=stage.first_op,
+            last_op=stage.last_op,
+            batch=config.batch.micro_batch,
+            length=config.data.sequence_length,
+            recompute=[stage.recompute] * config.model.layers,
+            tp_rank=stage.tp_rank,
+            tp_size=stage.tp_size,
+            slots=stage.slots,
+            defer_weight=stage.defer_weight,
+        )
+        kinds["activations"] += arena
+        for row in table:
+            lifetimes[row["lifetime"]] += row["bytes"] * row["copies"]
+    return RankMemory(pp_rank, tp_rank, kinds, dict(lifetimes))
 
 
 def measured_peak() -> float:
@@ -74,7 +98,8 @@ def measured_peak() -> float:
 def report(config: "RunConfig") -> str:
     """The dry run as text: parameters, tokens, memory, disk, time."""
     tokens = config.run.steps * config.step_tokens
-    memory = memory_by_kind(config)
+    memory = largest_rank(config)
+    ranks = config.parallel.dp * config.parallel.pp * config.parallel.tp
     policy = native_policy(config.precision)
     shape = native_shape(config.model)
     layout = native().Layout(shape, 0, shape.op_count)
@@ -83,22 +108,23 @@ def report(config: "RunConfig") -> str:
     started = time.perf_counter()
     peak = config.run.peak_tflops * 1e12 if config.run.peak_tflops else measured_peak()
     flops = hardware_flops(config.model, config.data.sequence_length, config.recompute.of_stage(0)) * tokens
-    seconds = flops / (ASSUMED_SHARE * peak)
+    seconds = flops / (ASSUMED_SHARE * peak * ranks)
     source = "configured" if config.run.peak_tflops else f"probed in {time.perf_counter() - started:.1f} s"
     per_token = model_flops(config.model, config.data.sequence_length)
+    whose = "" if ranks == 1 else f" on the rank that takes most (pp {memory.pp_rank}, tp {memory.tp_rank})"
+    together = "" if ranks == 1 else f" on each of {ranks} ranks, waits not counted"
     lines = [
         f"{config.run.folder}: {config.model.family}, {parameter_count(config.model):,} parameters",
         f"tokens:      {tokens:,} in {config.run.steps:,} steps of {config.step_tokens:,} "
         f"({config.micro_batches} micro-batches of {config.batch.micro_batch} sequences)",
-        f"memory:      {_bytes(sum(memory.values()))}: "
-        + ", ".join(f"{kind} {_bytes(size)}" for kind, size in memory.items() if size),
-        "activations: "
-        + ", ".join(f"{kind} {_bytes(size)}" for kind, size in activations_by_lifetime(config).items()),
+        f"memory:      {_bytes(memory.total)}{whose}: "
+        + ", ".join(f"{kind} {_bytes(size)}" for kind, size in memory.by_kind.items() if size),
+        "activations: " + ", ".join(f"{kind} {_bytes(size)}" for kind, size in memory.by_lifetime.items()),
         f"checkpoint:  {_bytes(disk)} each, {_bytes(free)} free at {Path(config.run.folder).absolute()}"
         + ("" if disk <= free else ": TOO LITTLE ROOM for one"),
         f"arithmetic:  {per_token / 1e9:.3f} GFLOP per token, {flops / 1e15:.3f} PFLOP in all",
         f"time:        about {timedelta(seconds=round(seconds))}, at {ASSUMED_SHARE:.0%} of a peak of "
-        f"{peak / 1e12:.3f} TFLOP/s ({source}); `pytrain bench step` measures what it really is",
+        f"{peak / 1e12:.3f} TFLOP/s ({source}){together}; `pytrain bench step` measures what it really is",
     ]
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from pytrain.grid import Grid, rank_map, read_rank_map, stage_ops
 from pytrain.native import native
 from pytrain.optimizer import AdamW
 from pytrain.parallel import build_groups
-from pytrain.schedule import Lowered, Program, check, forward_only_pipeline, lower, programs_of
+from pytrain.schedule import Program, check, forward_only_pipeline, lower, programs_of
 from pytrain.stage import Stage, native_policy, native_shape
 
 if TYPE_CHECKING:
@@ -20,6 +21,67 @@ if TYPE_CHECKING:
     from pytrain.config import RunConfig
 
 EVALUATION_BATCHES = 8  # micro-batches per evaluation program: bounds what is in memory at once
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of one rank, before it takes memory."""
+
+    number: int
+    """In the pipeline."""
+    first_op: int
+    last_op: int
+    tp_rank: int
+    tp_size: int
+    slots: int
+    """Micro-batches in flight."""
+    gradient_buffers: int
+    """Buffers for gradients that cross to other stages."""
+    recompute: str
+    shards: int
+    """Parts that each bucket is cut in by ZeRO."""
+    defer_weight: bool
+
+
+class Plan:
+    """How a run is cut into stages, and the programs that they run. Takes no memory to speak of.
+
+    Raises:
+        UserError: a grid that the model cannot be cut into.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        parallel = config.parallel
+        self._chunks = parallel.chunks if parallel.schedule == "interleaved" and parallel.pp > 1 else 1
+        programs = programs_of(parallel.schedule, parallel.pp, config.micro_batches, self._chunks)
+        self.training = lower(programs, tied=config.model.tied_head and parallel.pp > 1)
+        self.evaluation = {
+            count: lower(forward_only_pipeline(parallel.pp, count, self._chunks))
+            for count in range(1, EVALUATION_BATCHES + 1)
+        }
+
+    def stages_of(self, pp_rank: int, tp_rank: int) -> list[StagePlan]:
+        """The stages of the ranks at these coordinates."""
+        config, parallel, stages = self.config, self.config.parallel, self.training.stages
+        plans = []
+        for number in range(pp_rank, stages, parallel.pp):
+            first_op, last_op = stage_ops(config.model.layers, number, stages)
+            plans.append(
+                StagePlan(
+                    number,
+                    first_op,
+                    last_op,
+                    tp_rank,
+                    parallel.tp,
+                    max(lowered.slots[number] for lowered in (self.training, *self.evaluation.values())),
+                    self.training.gradient_buffers[number],
+                    config.recompute.of_stage(pp_rank),
+                    parallel.dp if parallel.zero else 1,
+                    parallel.schedule == "zero-bubble" and parallel.pp > 1,
+                )
+            )
+        return plans
 
 
 class RankModel:
@@ -47,15 +109,12 @@ class RankModel:
         world.label = self.grid.label
         self.device: _native.CpuDevice = native().CpuDevice()
         self.groups = build_groups(self.grid, world, native_shape(model), model.tied_head)
-        self._chunks = parallel.chunks if parallel.schedule == "interleaved" and parallel.pp > 1 else 1
-        programs = programs_of(parallel.schedule, parallel.pp, config.micro_batches, self._chunks)
-        self.training = lower(programs, tied=model.tied_head and parallel.pp > 1)
-        check(self.training)
-        self._evaluation = {count: self._evaluation_program(count) for count in range(1, EVALUATION_BATCHES + 1)}
-        stages = programs.stages
-        self.stages = {number: self._stage(number) for number in range(self.grid.pp_rank, stages, parallel.pp)}
+        self.plan = Plan(config)
+        check(self.plan.training)
+        plans = self.plan.stages_of(self.grid.pp_rank, self.grid.tp_rank)
+        self.stages = {plan.number: self._stage(plan) for plan in plans}
         self.optimizer = AdamW(list(self.stages.values()), config.optimizer, self.groups)
-        buffers = {number: self.training.gradient_buffers[number] for number in self.stages}
+        buffers = {plan.number: plan.gradient_buffers for plan in plans}
         self.engine = Engine(self.stages, self.optimizer, self.groups, buffers)
 
     def _placed(self, world: Group) -> Group:
@@ -77,31 +136,26 @@ class RankModel:
     @property
     def training_program(self) -> Program:
         """This rank's part of a training step."""
-        return self.training.ranks[self.grid.pp_rank]
+        return self.plan.training.ranks[self.grid.pp_rank]
 
     def evaluation_program(self, micro_batches: int) -> Program:
         """This rank's part of a pass over up to EVALUATION_BATCHES micro-batches without gradients."""
-        return self._evaluation[micro_batches].ranks[self.grid.pp_rank]
+        return self.plan.evaluation[micro_batches].ranks[self.grid.pp_rank]
 
-    def _evaluation_program(self, micro_batches: int) -> Lowered:
-        return lower(forward_only_pipeline(self.grid.pp, micro_batches, self._chunks))
-
-    def _stage(self, number: int) -> Stage:
-        config, parallel = self.config, self.config.parallel
-        first_op, last_op = stage_ops(config.model.layers, number, self.training.stages)
-        slots = max(lowered.slots[number] for lowered in (self.training, *self._evaluation.values()))
+    def _stage(self, plan: StagePlan) -> Stage:
+        config = self.config
         return Stage(
             self.device,
             config.model,
             native_policy(config.precision),
             batch=config.batch.micro_batch,
             length=config.data.sequence_length,
-            recompute=config.recompute.of_stage(self.grid.pp_rank),
-            first_op=first_op,
-            last_op=last_op,
-            tp_rank=self.grid.tp_rank,
-            tp_size=parallel.tp,
-            slots=slots,
-            shards=parallel.dp if parallel.zero else 1,
-            defer_weight=parallel.schedule == "zero-bubble" and parallel.pp > 1,
+            recompute=plan.recompute,
+            first_op=plan.first_op,
+            last_op=plan.last_op,
+            tp_rank=plan.tp_rank,
+            tp_size=plan.tp_size,
+            slots=plan.slots,
+            shards=plan.shards,
+            defer_weight=plan.defer_weight,
         )

@@ -20,8 +20,9 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Corpora:
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_the_dry_run_knows_the_memory(corpora: Corpora, tmp_path: Path, dtype: str, recompute: str) -> None:
     config = configuration(corpora, tmp_path / "run", precision__dtype=dtype, recompute__policy=recompute)
-    planned = estimate.memory_by_kind(config)
-    assert sum(estimate.activations_by_lifetime(config).values()) <= planned["activations"]
+    memory = estimate.largest_rank(config)
+    planned = memory.by_kind
+    assert sum(memory.by_lifetime.values()) <= planned["activations"]
     with Trainer(config, progress=Quiet()) as trainer:
         trainer.step()
         held = {kind: trainer.device.bytes_in_use(kind) for kind in planned}

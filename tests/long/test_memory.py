@@ -36,7 +36,7 @@ def test_resident_memory_falls_by_what_the_arena_predicts(tmp_path: Path, family
             recompute__policy=policy,
             **{f"model__{key}": value for key, value in MODELS[family].items()},
         )
-        planned[policy] = estimate.memory_by_kind(config)["activations"]
+        planned[policy] = estimate.largest_rank(config).by_kind["activations"]
         done = runs.run_command("train", runs.write_toml(config, tmp_path / f"{policy}.toml"))
         assert done.returncode == ExitCode.OK, done.stderr
         line: Any = read_metrics(tmp_path / policy / "metrics.jsonl")[-1]

@@ -20,6 +20,7 @@ from pytrain.collectives import Group, Settings
 from pytrain.collectives.mpi_group import world_group
 from pytrain.config import RunConfig, build
 from pytrain.data.loader import Batch
+from pytrain.estimate import rank_memory
 from pytrain.feeding import replica_batches
 from pytrain.rank import RankModel
 from tests import reference, spine
@@ -91,7 +92,10 @@ def train(case: dict[str, Any], world: Group, grid: bool) -> dict[str, Any]:
         replica_batches(source, model.groups, 0, config.micro_batches, 1, LENGTH),
     )
     replicas = sorted((run.spec.name, digest(state, run)) for state in model.optimizer.states for run in state.runs)
+    planned = rank_memory(model.plan, model.grid.pp_rank, model.grid.tp_rank).by_kind
+    held = {kind: model.device.bytes_in_use(kind) for kind in planned}
     return {
+        "memory": held == planned,
         "losses": losses,
         "evaluated": evaluated.loss,
         "gradients": gradients,
@@ -159,6 +163,7 @@ def compare(case: dict[str, Any], ranks: list[dict[str, Any]], alone: dict[str, 
         "gradient": errors[worst],
         "worst": worst,
         "drift": (drifted / moved) ** 0.5,
+        "memory": all(rank["memory"] for rank in ranks),
         "same_losses": all(rank["losses"] == ranks[0]["losses"] for rank in ranks),
         "executed": all(rank["executed"] == rank["program"] for rank in ranks),
     }

@@ -67,6 +67,7 @@ def judge(result: dict[str, Any]) -> None:
     several = result["case"]["tp"] > 1
     assert result["same_losses"], result
     assert result["executed"], result
+    assert result["memory"], result  # what `train --dry-run` plans is what each rank holds, kind by kind
     assert result["replicas"] == 1, result
     assert result["fell"] > 0.5, result
     assert result["loss"] <= (2e-7 if several else 5e-8), result
