@@ -17,7 +17,7 @@ from pytrain.presets import PRESETS
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
     *("train", "init", "config", "info", "demo", "prepare", "tokenizer", "generate", "export", "import"),
-    *("inspect", "bench", "completion"),
+    *("inspect", "bench", "plan", "completion"),
 )
 
 
