@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pytrain.collectives import Handle
     from pytrain.data.loader import Batch
     from pytrain.optimizer import AdamW, UpdateResult
+    from pytrain.zero import StageState
 
 T = TypeVar("T")
 _WAITS_FOR = {
@@ -70,7 +71,8 @@ class Engine:
     ) -> None:
         self.stages, self.optimizer, self.groups = stages, optimizer, groups
         self.last_stage = max(stages) if groups.grid.pp_rank == groups.grid.pp - 1 else None
-        self._passes = {number: Passes(stage, groups.tp) for number, stage in stages.items()}
+        self._loans = {number: optimizer.loans_of(stage) if optimizer else None for number, stage in stages.items()}
+        self._passes = {number: Passes(stage, groups.tp, self._loans[number]) for number, stage in stages.items()}
         self._crossing = {
             number: [_stream_buffer(stages[number]) for _ in range(count)]
             for number, count in (gradient_buffers or {}).items()
@@ -122,7 +124,7 @@ class Engine:
             stage.scalars[:] = 0.0
             stage.scalars[Scalar.GRADIENT_SCALE] = loss_scale / max(count[0], 1.0)
             if training:
-                self._timed(stage.zero_gradients)
+                self._timed(self._state_of(stage).zero_gradients)
 
     def _own_sums(self) -> NDArray[np.float64]:
         """Loss and count that this rank adds to the world's: each replica's last stage speaks once."""
@@ -130,6 +132,10 @@ class Engine:
             return np.zeros(2)
         sums: NDArray[np.float64] = self.stages[self.last_stage].scalars[[Scalar.LOSS_SUM, Scalar.TARGET_COUNT]]
         return sums
+
+    def _state_of(self, stage: Stage) -> StageState:
+        assert self.optimizer is not None, "a program that trains needs an optimizer"
+        return self.optimizer.state_of(stage)
 
     def _update(self, learning_rate: float, loss_scale: float) -> UpdateResult:
         assert self.optimizer is not None, "a program with an UPDATE needs an optimizer"
@@ -143,7 +149,7 @@ class Engine:
         assert action.microbatch is not None
         stage, passes = self.stages[action.stage], self._passes[action.stage]
         slot = action.microbatch % stage.native.slots if action.slot is None else action.slot
-        ready = self._bucket_ready(stage) if final else None
+        ready = self._bucket_ready(action.stage, final)
         if action.kind is Kind.FORWARD:
             stage.load_batch(slot, batches[action.microbatch])
             self._timed(lambda: passes.forward(slot, pass_))
@@ -166,9 +172,16 @@ class Engine:
         if crossing is not None and action.stage > 0:
             stage.device.copy(crossing, stream)
 
-    def _bucket_ready(self, stage: Stage) -> BucketReady | None:
-        """Starts the reduction of a bucket while the rest of backward runs; a tied one waits for its other half."""
-        if self.optimizer is None or self.groups.dp.size == 1:
+    def _bucket_ready(self, number: int, final: bool) -> BucketReady | None:
+        """Starts the reduction of a bucket while the rest of backward runs; a tied one waits for its other half.
+
+        Whole gradients are reduced once, after the last micro-batch (`final`); borrowed ones whenever they come
+        back.
+        """
+        stage, loans = self.stages[number], self._loans[number]
+        if loans is not None and not stage.whole_gradients:
+            return loans.close
+        if self.optimizer is None or self.groups.dp.size == 1 or not final:
             return None
         state = self.optimizer.state_of(stage)
         tied = _tied_bucket(stage) if self.groups.tied.size > 1 else None

@@ -14,7 +14,7 @@ from tests.parallel.launch import check_ranks
 FACTORS = {
     "grid": [(dp, pp, tp) for dp, pp, tp in itertools.product((1, 2, 4), repeat=3) if dp * pp * tp in (2, 4)],
     "shape": list(SHAPES),
-    "zero": [0, 1],
+    "zero": [0, 1, 2, 3],
     "schedule": ["1f1b", "gpipe", "zero-bubble", "interleaved"],
     "recompute": ["none", "selective", "full"],
 }
@@ -23,6 +23,8 @@ FACTORS = {
 def case_of(grid: tuple[int, int, int], shape: str, zero: int, schedule: str, recompute: str) -> dict[str, Any]:
     """A case of grid_worker; what a grid has no use for is left out."""
     dp, pp, tp = grid
+    if zero > 1 and pp > 1 and (schedule == "zero-bubble" or SHAPES[shape].tied_head):
+        zero = 1  # refused: see test_zero_with_a_pipeline
     schedule = schedule if pp > 1 and (pp == 2 or schedule != "interleaved") else "1f1b"
     late = schedule == "zero-bubble"
     return {
