@@ -182,8 +182,7 @@ class CollectedGradients:
         buffer = self._open.pop((state, bucket))
         state.stage.native.bind_gradients(bucket, 0)
         state.sum_over_slices(bucket, buffer)
-        bounds = state.bounds(bucket)
-        handle = state.groups.dp.start_reduce_scatter(buffer.array[: bounds[-1]], bounds, state.stage.half)
+        handle = state.start_sum(bucket, buffer.array[: state.bounds(bucket)[-1]])
         self._travelling.append(_Travelling(state, bucket, buffer, handle))
 
     def finish(self) -> None:

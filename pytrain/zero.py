@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pytrain.native import native
 from pytrain.parallel import Groups
 from pytrain.stage import Stage
+from pytrain.wire_format import WireFormat, wire_elements
 
 if TYPE_CHECKING:
     from pytrain import _native
@@ -66,6 +67,8 @@ class StageState:
         self.second = self._buffers("fp32", "optimizer")
         self.weight_shards = [] if stage.whole_weights else self._buffers(policy.weights, "weights")
         self.gradient_shards = [] if stage.whole_gradients else self._buffers(policy.gradients, "gradients")
+        travel_as = policy.gradient_reduction if groups.dp.size > 1 else policy.gradients
+        self.wire = WireFormat(stage.device, policy.gradients, travel_as, wire_elements(layout, self.shards))
         self._reducing: list[Handle] = []
         self._reduced: set[int] = set()
 
@@ -159,13 +162,17 @@ class StageState:
         self._reduced.add(bucket)
         gradients = self.stage.gradients[bucket]
         self.sum_over_slices(bucket, gradients)
-        dp = self.groups.dp
-        if dp.size == 1:
-            return
-        if self.shards > 1:
-            self._reducing.append(dp.start_reduce_scatter(gradients.array, self.bounds(bucket), self.stage.half))
-        else:
-            self._reducing.append(dp.start_all_reduce(gradients.array, self.stage.half))
+        if self.groups.dp.size > 1:
+            self._reducing.append(self.start_sum(bucket, gradients.array))
+
+    def start_sum(self, bucket: int, whole: NDArray[Any]) -> Handle:
+        """Sum an array laid out like the bucket over the replicas; with several shards, this rank's alone."""
+        dp, half = self.groups.dp, self.wire.half
+        if self.shards == 1:
+            return self.wire.start(whole, slice(0, whole.size), lambda array: dp.start_all_reduce(array, half))
+        bounds = self.bounds(bucket)
+        part = slice(bounds[self.shard], bounds[self.shard + 1])
+        return self.wire.start(whole, part, lambda array: dp.start_reduce_scatter(array, bounds, half))
 
     def reduce_all(self) -> None:
         """Start the buckets whose reduction has not begun."""

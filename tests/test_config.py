@@ -192,6 +192,10 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
             "no rank holds the whole model with parallel.zero 3",
         ),
         (["parallel.sequence_parallel=true"], "parallel.sequence_parallel is not there in this version"),
+        (
+            ["precision.gradient_reduction=fp16", "precision.gradients=bf16"],
+            "are two 16-bit types, and neither holds what the other does",
+        ),
         (["parallel.chunks=2"], 'parallel.chunks is 2, but only schedule "interleaved" has several per rank'),
         (['parallel.schedule="interleaved"'], "must both be at least 2 for interleaved"),
         (

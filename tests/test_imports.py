@@ -29,6 +29,7 @@ LAYERS = (
     ("passes",),
     ("residency",),
     ("zero",),
+    ("wire_format",),
     ("parallel",),
     ("schedule", "stage"),
     ("launch",),

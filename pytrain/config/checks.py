@@ -207,12 +207,12 @@ def _no_sequence_parallelism(sequence_parallel: bool) -> str | None:
     return "parallel.sequence_parallel is not there in this version; set it to false"
 
 
-def _reduction_as_stored(reduction: str, gradients: str, dp: int) -> str | None:
-    if dp == 1 or reduction == gradients:
+def _one_16_bit_type(reduction: str, gradients: str) -> str | None:
+    if reduction == gradients or "fp32" in (reduction, gradients):
         return None
     return (
-        f'precision.gradient_reduction ("{reduction}") differs from precision.gradients ("{gradients}"), and '
-        f"gradients travel as they are stored in this version; make them equal"
+        f'precision.gradient_reduction ("{reduction}") and precision.gradients ("{gradients}") are two 16-bit types, '
+        f'and neither holds what the other does; make them equal, or one of them "fp32"'
     )
 
 
@@ -263,7 +263,7 @@ RUN_CHECKS = (
     Check(("parallel.zero", "parallel.schedule", "model.tied_head", "parallel.pp"), _zero_with_pipeline),
     Check(("sample.every", "parallel.zero", "parallel.dp"), _samples_need_whole_weights),
     Check(("parallel.sequence_parallel",), _no_sequence_parallelism),
-    Check(("precision.gradient_reduction", "precision.gradients", "parallel.dp"), _reduction_as_stored),
+    Check(("precision.gradient_reduction", "precision.gradients"), _one_16_bit_type),
     Check(("sample.every", "parallel.pp", "parallel.tp"), _samples_need_one_rank),
     Check(("parallel.chunks", "parallel.schedule", "parallel.pp"), _chunks_for_interleaving),
     Check(("recompute.policy", "parallel.schedule", "parallel.pp"), _full_recompute_now),
