@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pytrain.native import native
 from pytrain.parallel import Groups
+from pytrain.partial_gradients import sum_partial
 from pytrain.stage import Scalar, Stage
 
 if TYPE_CHECKING:
@@ -133,9 +134,7 @@ class StageState:
         self._reduced.add(bucket)
         stage = self.stage
         gradients = stage.gradients[bucket]
-        for spec in stage.layout.tensors:
-            if spec.bucket == bucket and spec.sum_over_sharing:
-                self.groups.sharing.all_reduce(stage.slice_of(gradients, spec), stage.half)
+        sum_partial(stage, bucket, gradients, self.groups)
         dp = self.groups.dp
         if dp.size == 1:
             return

@@ -41,6 +41,7 @@ class StagePlan:
     shards: int
     """Parts that each bucket is cut in by ZeRO."""
     defer_weight: bool
+    sequence_parallel: bool
 
 
 class Plan:
@@ -79,6 +80,7 @@ class Plan:
                     config.recompute.of_stage(pp_rank),
                     parallel.dp if parallel.zero else 1,
                     parallel.schedule == "zero-bubble" and parallel.pp > 1,
+                    parallel.sequence_parallel,
                 )
             )
         return plans
@@ -158,4 +160,5 @@ class RankModel:
             slots=plan.slots,
             shards=plan.shards,
             defer_weight=plan.defer_weight,
+            sequence_parallel=plan.sequence_parallel,
         )

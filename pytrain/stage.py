@@ -116,6 +116,7 @@ class Stage:
         last_op: the one after its last; None for all that follow.
         tp_rank: which tensor-parallel slice.
         tp_size: how many slices there are.
+        sequence_parallel: whether slices hold their rows of the residual stream instead of all.
         slots: micro-batches that may be between forward and backward at once.
         shards: parts of equal size that each bucket is cut in; buffers are padded to a multiple of it.
         training: False keeps no gradients and no activations, and only evaluates.
@@ -138,6 +139,7 @@ class Stage:
         last_op: int | None = None,
         tp_rank: int = 0,
         tp_size: int = 1,
+        sequence_parallel: bool = False,
         slots: int = 1,
         shards: int = 1,
         training: bool = True,
@@ -151,6 +153,7 @@ class Stage:
         self.first_op = first_op
         self.last_op = self.shape.op_count if last_op is None else last_op
         self.tp_rank, self.tp_size = tp_rank, tp_size
+        self.sequence_parallel = sequence_parallel and tp_size > 1
         self.shards, self.recompute = shards, recompute
         self.native: _native.Stage = native().Stage(
             device,
@@ -166,6 +169,7 @@ class Stage:
             slots=slots,
             training=training,
             defer_weight=defer_weight,
+            sequence_parallel=sequence_parallel,
         )
         self.layout: _native.Layout = self.native.layout
         sizes = [self.layout.shard_elements(bucket, shards) * shards for bucket in range(len(self.layout.buckets))]

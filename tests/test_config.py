@@ -184,7 +184,11 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
         (["evaluation.every=5"], "evaluation.every is 5, but data.heldout is empty"),
         (["sample.every=5"], "sample.every is 5, but sample.prompts is empty"),
         (["parallel.zero=2"], "parallel.zero is 2, and this version shards optimizer state alone; use 0 or 1"),
-        (["parallel.sequence_parallel=true"], "parallel.sequence_parallel is not there in this version"),
+        (
+            ["parallel.sequence_parallel=true", "parallel.tp=9", "batch.micro_batch=1", "data.sequence_length=8"],
+            "parallel.sequence_parallel splits the 8 tokens of a micro-batch (batch.micro_batch * "
+            "data.sequence_length) over parallel.tp (9) ranks",
+        ),
         (["parallel.chunks=2"], 'parallel.chunks is 2, but only schedule "interleaved" has several per rank'),
         (['parallel.schedule="interleaved"'], "must both be at least 2 for interleaved"),
         (

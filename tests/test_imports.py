@@ -26,6 +26,7 @@ LAYERS = (
     ("engine",),
     ("feeding",),
     ("optimizer", "passes"),
+    ("partial_gradients", "slices"),
     ("parallel",),
     ("schedule", "stage"),
     ("launch",),
