@@ -35,6 +35,8 @@ class StagePlan:
     tp_size: int
     slots: int
     """Micro-batches in flight."""
+    evaluation_slots: int
+    """The same where the programs of evaluation alone run."""
     gradient_buffers: int
     """Buffers for gradients that cross to other stages."""
     recompute: str
@@ -67,6 +69,7 @@ class Plan:
         plans = []
         for number in range(pp_rank, stages, parallel.pp):
             first_op, last_op = stage_ops(config.model.layers, number, stages)
+            evaluation_slots = max(lowered.slots[number] for lowered in self.evaluation.values())
             plans.append(
                 StagePlan(
                     number,
@@ -74,7 +77,8 @@ class Plan:
                     last_op,
                     tp_rank,
                     parallel.tp,
-                    max(lowered.slots[number] for lowered in (self.training, *self.evaluation.values())),
+                    max(self.training.slots[number], evaluation_slots),
+                    evaluation_slots,
                     self.training.gradient_buffers[number],
                     config.recompute.of_stage(pp_rank),
                     parallel.dp if parallel.zero else 1,
@@ -90,13 +94,14 @@ class RankModel:
     Args:
         config: the whole run.
         world: all ranks; there must be dp * pp * tp of them.
+        training: False leaves gradients, optimizer and kept activations out: the model only evaluates.
 
     Raises:
         UserError: another number of ranks, or a grid that the model cannot be cut into.
     """
 
-    def __init__(self, config: RunConfig, world: Group) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, world: Group, training: bool = True) -> None:
+        self.config, self.training = config, training
         parallel, model = config.parallel, config.model
         wanted = parallel.dp * parallel.pp * parallel.tp
         if world.size != wanted:
@@ -113,9 +118,15 @@ class RankModel:
         check(self.plan.training)
         plans = self.plan.stages_of(self.grid.pp_rank, self.grid.tp_rank)
         self.stages = {plan.number: self._stage(plan) for plan in plans}
-        self.optimizer = AdamW(list(self.stages.values()), config.optimizer, self.groups)
-        buffers = {plan.number: plan.gradient_buffers for plan in plans}
-        self.engine = Engine(self.stages, self.optimizer, self.groups, buffers)
+        self._optimizer = AdamW(list(self.stages.values()), config.optimizer, self.groups) if training else None
+        buffers = {plan.number: plan.gradient_buffers for plan in plans} if training else None
+        self.engine = Engine(self.stages, self._optimizer, self.groups, buffers)
+
+    @property
+    def optimizer(self) -> AdamW:
+        """Of all stages; a model that only evaluates has none."""
+        assert self._optimizer is not None, "this model was built for evaluation only"
+        return self._optimizer
 
     def _placed(self, world: Group) -> Group:
         """The world with its ranks numbered as the grid wants them."""
@@ -155,7 +166,8 @@ class RankModel:
             last_op=plan.last_op,
             tp_rank=plan.tp_rank,
             tp_size=plan.tp_size,
-            slots=plan.slots,
+            slots=plan.slots if self.training else plan.evaluation_slots,
             shards=plan.shards,
-            defer_weight=plan.defer_weight,
+            training=self.training,
+            defer_weight=plan.defer_weight and self.training,
         )

@@ -183,6 +183,10 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
         (["checkpoint.every=10", "checkpoint.keep_every=25"], "of checkpoint.every (10); 20 would be"),
         (["evaluation.every=5"], "evaluation.every is 5, but data.heldout is empty"),
         (["sample.every=5"], "sample.every is 5, but sample.prompts is empty"),
+        (
+            ["sample.every=5", 'sample.prompts=["a"]', "parallel.pp=2"],
+            "sample.every is 5, but with parallel.pp 2 no rank holds all layers",
+        ),
         (["parallel.zero=2"], "parallel.zero is 2, and this version shards optimizer state alone; use 0 or 1"),
         (["parallel.sequence_parallel=true"], "parallel.sequence_parallel is not there in this version"),
         (["parallel.chunks=2"], 'parallel.chunks is 2, but only schedule "interleaved" has several per rank'),

@@ -222,6 +222,8 @@ def completion(shell: str) -> None:
     click.echo(shell_class(root, {}, "pytrain", "_PYTRAIN_COMPLETE").source())
 
 
-for command in (corpus.prepare, corpus.tokenizer, model.generate, model.export, model.import_, model.inspect):
+for command in (corpus.prepare, corpus.tokenizer, model.generate, model.evaluate):
+    root.add_command(command)
+for command in (model.export, model.import_, model.inspect):
     root.add_command(command)
 root.add_command(plan.plan)

@@ -197,11 +197,11 @@ def _reduction_as_stored(reduction: str, gradients: str, dp: int) -> str | None:
     )
 
 
-def _samples_need_one_rank(every: int, pp: int, tp: int) -> str | None:
-    if every == 0 or pp * tp == 1:
+def _samples_need_one_stage(every: int, pp: int) -> str | None:
+    if every == 0 or pp == 1:
         return None
     return (
-        f"sample.every is {every}, but no rank holds the whole model with parallel.pp {pp} and parallel.tp {tp}; "
+        f"sample.every is {every}, but with parallel.pp {pp} no rank holds all layers; "
         f"set it to 0 and use `pytrain generate` on a checkpoint"
     )
 
@@ -244,7 +244,7 @@ RUN_CHECKS = (
     Check(("parallel.zero",), _zero_up_to_one),
     Check(("parallel.sequence_parallel",), _no_sequence_parallelism),
     Check(("precision.gradient_reduction", "precision.gradients", "parallel.dp"), _reduction_as_stored),
-    Check(("sample.every", "parallel.pp", "parallel.tp"), _samples_need_one_rank),
+    Check(("sample.every", "parallel.pp"), _samples_need_one_stage),
     Check(("parallel.chunks", "parallel.schedule", "parallel.pp"), _chunks_for_interleaving),
     Check(("recompute.policy", "parallel.schedule", "parallel.pp"), _full_recompute_now),
 )
