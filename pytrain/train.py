@@ -124,11 +124,11 @@ class Trainer:
         return self.tokenizer.sha256
 
     def _make_record(self) -> dict[str, Any]:
-        hosts = self.world.gather(platform.node())
+        ranks = self.world.gather((platform.node(), self.world.progress))
         if self.loader is None or not self.is_root:
             return {}
         return run_record(
-            self.config, self.groups.grid, hosts, self.tokenizer_sha256, self.loader, self.heldout or []
+            self.config, self.groups.grid, ranks, self.tokenizer_sha256, self.loader, self.heldout or []
         )
 
     def __enter__(self) -> Self:

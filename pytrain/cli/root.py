@@ -166,9 +166,10 @@ def info(ring: bool, collectives: bool, out: Path, largest: int) -> None:
 
         describe_ranks(ring, out if collectives else None, largest)
         return
+    from pytrain.cli.ranks import progress_of_one_rank
     from pytrain.information import report
 
-    click.echo(report())
+    click.echo(report({"MPI progress": progress_of_one_rank()}))
 
 
 @root.command(short_help="See everything work, in two minutes.")

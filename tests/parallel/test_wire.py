@@ -19,7 +19,6 @@ import json
 import pickle
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
