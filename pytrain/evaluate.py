@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pytrain.collectives import Group
 from pytrain.data.loader import HeldOut
 from pytrain.errors import UserError
-from pytrain.feeding import replica_batches
+from pytrain.feeding import open_data, replica_batches
 from pytrain.metrics import Evaluation
 from pytrain.rank import EVALUATION_BATCHES, RankModel
 from pytrain.training_state import weight_pieces
@@ -99,9 +99,8 @@ def evaluate_checkpoint(
     model = RankModel(config, world, training=False)
     for stage in model.stages.values():
         checkpoint.read_into(weight_pieces(stage))
-    heldout = None
-    if model.needs_tokens:
-        heldout = open_heldout(config, checkpoint.state.get("tokenizer_sha256"))
+    sha256, readers = checkpoint.state.get("tokenizer_sha256"), model.groups.readers
+    heldout = open_data(model.groups, lambda: open_heldout(config, sha256, readers))
     notes = model.groups.world.broadcast([HeldOutNote.of(corpus) for corpus in heldout or ()])
     return {
         note.name: evaluate(model, note, None if heldout is None else heldout[index], batches)
@@ -109,8 +108,8 @@ def evaluate_checkpoint(
     }
 
 
-def open_heldout(config: RunConfig, tokenizer_sha256: str | None) -> list[HeldOut]:
-    """The held-out corpora of a run.
+def open_heldout(config: RunConfig, tokenizer_sha256: str | None, readers: Group) -> list[HeldOut]:
+    """The held-out corpora of a run, opened by all `readers` together.
 
     Raises:
         UserError: one cannot be read, or was made with another tokenizer.
@@ -124,6 +123,7 @@ def open_heldout(config: RunConfig, tokenizer_sha256: str | None) -> list[HeldOu
             data.document_boundaries,
             name=corpus.name,
             tokenizer_sha256=tokenizer_sha256,
+            on_root=readers.on_root,
         )
         for corpus in data.heldout
     ]

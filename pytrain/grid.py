@@ -42,6 +42,11 @@ class Grid:
         return self.rank // (self.tp * self.pp)
 
     @property
+    def needs_tokens(self) -> bool:
+        """Whether this rank embeds tokens or takes the loss."""
+        return self.pp_rank in (0, self.pp - 1)
+
+    @property
     def label(self) -> str:
         """For log lines that come from one rank."""
         return f"dp{self.dp_rank}/{self.dp} pp{self.pp_rank}/{self.pp} tp{self.tp_rank}/{self.tp}"

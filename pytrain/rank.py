@@ -142,7 +142,7 @@ class RankModel:
     @property
     def needs_tokens(self) -> bool:
         """Whether this rank embeds tokens or takes the loss."""
-        return self.grid.pp_rank in (0, self.grid.pp - 1)
+        return self.grid.needs_tokens
 
     @property
     def training_program(self) -> Program:

@@ -19,7 +19,7 @@ from pytrain.data.tokenizer import load_tokenizer
 from pytrain.engine import StepResult
 from pytrain.errors import UserError
 from pytrain.evaluate import HeldOutNote, evaluate, open_heldout
-from pytrain.feeding import replica_batches
+from pytrain.feeding import open_data, replica_batches
 from pytrain.flops import hardware_flops, model_flops
 from pytrain.generate import Generator
 from pytrain.loss_scale import LossScale
@@ -80,8 +80,9 @@ class Trainer:
         self.tokenizer_sha256 = self.world.on_root(self._load_tokenizer)
         self.loader: Loader | None = None
         self.heldout: list[HeldOut] | None = None
-        if self.model.needs_tokens:
-            self.loader, self.heldout = _open_data(config, self.tokenizer_sha256)
+        readers = self.groups.readers
+        if opened := open_data(self.groups, lambda: _open_data(config, self.tokenizer_sha256, readers)):
+            self.loader, self.heldout = opened
         self.heldout_notes = self.world.broadcast([HeldOutNote.of(corpus) for corpus in self.heldout or ()])
         self.loss_scale = LossScale(config.precision.loss_scale, config.precision.dtype == "fp16")
         self.step_number = self.samples = self.tokens = 0
@@ -430,7 +431,7 @@ def _find_checkpoint(folder: Path, resume: str) -> checkpoint.Checkpoint | None:
     return checkpoint.Checkpoint.open(resume)
 
 
-def _open_data(config: "RunConfig", tokenizer_sha256: str) -> tuple[Loader, list[HeldOut]]:
+def _open_data(config: "RunConfig", tokenizer_sha256: str, readers: Group) -> tuple[Loader, list[HeldOut]]:
     data, vocabulary = config.data, config.model.vocabulary
     loader = Loader(
         [CorpusSpec(corpus.prefix, corpus.weight, corpus.name) for corpus in data.train],
@@ -439,8 +440,9 @@ def _open_data(config: "RunConfig", tokenizer_sha256: str) -> tuple[Loader, list
         config.run.seed,
         data.document_boundaries,
         tokenizer_sha256=tokenizer_sha256,
+        on_root=readers.on_root,
     )
-    return loader, open_heldout(config, tokenizer_sha256)
+    return loader, open_heldout(config, tokenizer_sha256, readers)
 
 
 def _throughput(config: "RunConfig", ranks: int) -> Throughput:
