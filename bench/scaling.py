@@ -149,8 +149,8 @@ def report(result: dict[str, Any]) -> str:
         lines.append(line)
         for group, traffic in result["groups"].get(kind, {}).items():
             lines.append(
-                f"    {group:5} waited {traffic['waited_s'] * 1e3:8.1f} ms, hidden {traffic['hidden_s'] * 1e3:8.1f} ms, "
-                f"sent {traffic['bytes_sent'] / 1e6:.2f} MB per step"
+                f"    {group:5} waited {traffic['waited_s'] * 1e3:8.1f} ms, "
+                f"hidden {traffic['hidden_s'] * 1e3:8.1f} ms, sent {traffic['bytes_sent'] / 1e6:.2f} MB per step"
             )
     return "\n".join(lines)
 

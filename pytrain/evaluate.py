@@ -14,7 +14,7 @@ from pytrain.errors import UserError
 from pytrain.feeding import open_data, replica_batches
 from pytrain.metrics import Evaluation
 from pytrain.rank import EVALUATION_BATCHES, RankModel
-from pytrain.training_state import weight_pieces
+from pytrain.training_state import stage_pieces
 
 if TYPE_CHECKING:
     from pytrain.checkpoint import Checkpoint
@@ -98,7 +98,7 @@ def evaluate_checkpoint(
     checkpoint, config = world.on_root(lambda: _opened(path, world.size, corpora, tp, pp))
     model = RankModel(config, world, training=False)
     for stage in model.stages.values():
-        checkpoint.read_into(weight_pieces(stage))
+        checkpoint.read_into(stage_pieces(stage))
     sha256, readers = checkpoint.state.get("tokenizer_sha256"), model.groups.readers
     heldout = open_data(model.groups, lambda: open_heldout(config, sha256, readers))
     notes = model.groups.world.broadcast([HeldOutNote.of(corpus) for corpus in heldout or ()])

@@ -1,7 +1,7 @@
 """Text from a trained model, a token at a time, with a cache of keys and values.
 
 With tensor parallelism each rank holds its slice of the weights and its heads of the cache, and a pass stops at the
-cuts of training (`pytrain.passes`): row-parallel products are summed, vocabulary slices of the logits gathered.
+cuts of training (`pytrain.slices`): row-parallel products are summed, vocabulary slices of the logits gathered.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pytrain.collectives import Group
 from pytrain.errors import UserError
 from pytrain.native import native
-from pytrain.passes import LEAVES_PARTIAL
+from pytrain.slices import LEAVES_PARTIAL
 from pytrain.stage import Stage, half_of, native_shape
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ class Generator:
             tp_size=self.group.size,
         )
         self._cuts = _cuts(shape, self._decoder.op_count) if self.group.size > 1 else []
-        self._slices = [_vocabulary_slice(shape, rank, self.group.size) for rank in range(self.group.size)]
+        ranks = self.group.size
+        self._slices = [native().balanced(model.vocabulary, rank, ranks) for rank in range(ranks)]
         for index, buffer in enumerate(self._weights):
             self._decoder.bind_weights(index, buffer.address)
 
@@ -184,13 +185,6 @@ def check_prompt(prompt: Sequence[int], capacity: int) -> None:
 def _cuts(shape: _native.Shape, ops: int) -> list[int]:
     """Where a pass over the first `ops` ops stops for a sum over the tensor-parallel group."""
     return [op + 1 for op in range(ops) if shape.op_name(op).split()[-1] in LEAVES_PARTIAL]
-
-
-def _vocabulary_slice(shape: _native.Shape, rank: int, ranks: int) -> tuple[int, int]:
-    """[first, last) rows of embedding and head on a tensor-parallel rank."""
-    layout = native().Layout(shape, 0, shape.op_count, rank, ranks)
-    first, last = layout.tensors[layout.find("embed.tokens")].rows
-    return first, last
 
 
 class LoadedModel:

@@ -42,7 +42,10 @@ class StagePlan:
     recompute: str
     shards: int
     """Parts that each bucket is cut in by ZeRO."""
+    zero: int
+    """What lies as shards: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
     defer_weight: bool
+    sequence_parallel: bool
 
 
 class Plan:
@@ -82,7 +85,9 @@ class Plan:
                     self.training.gradient_buffers[number],
                     config.recompute.of_stage(pp_rank),
                     parallel.dp if parallel.zero else 1,
+                    parallel.zero if parallel.dp > 1 else 0,  # one replica has nobody to share with
                     parallel.schedule == "zero-bubble" and parallel.pp > 1,
+                    parallel.sequence_parallel,
                 )
             )
         return plans
@@ -169,5 +174,8 @@ class RankModel:
             slots=plan.slots if self.training else plan.evaluation_slots,
             shards=plan.shards,
             training=self.training,
+            whole_weights=plan.zero < 3 or not self.training,
+            whole_gradients=plan.zero < 2,
             defer_weight=plan.defer_weight and self.training,
+            sequence_parallel=plan.sequence_parallel,
         )
