@@ -37,7 +37,12 @@ CASES: list[dict[str, Any]] = [
     {"dp": 4, "zero": 1},
     {"dp": 4, "zero": 1, "dtype": "bf16"},
     {"dp": 2, "dtype": "bf16"},
+    {"dp": 2, "zero": 2},
+    {"dp": 4, "zero": 3},
+    {"dp": 2, "zero": 3, "dtype": "bf16"},
     {"tp": 2},
+    {"tp": 2, "sequence_parallel": True},
+    {"tp": 4, "sequence_parallel": True, "dtype": "bf16"},
     {"tp": 4, "model": {"kv_heads": 2, "family": "llama", "ffn": 100}},
     {"tp": 2, "recompute": "full"},
     {"tp": 2, "dtype": "bf16"},
@@ -50,10 +55,35 @@ CASES: list[dict[str, Any]] = [
     {"pp": 2, "tp": 2, "schedule": "zero-bubble", "model": {"tied_head": True}},
 ]
 
-# What travels for each bucket of a stage: kind of operation, and the array.
+
+def once(_bucket: int, _buckets: int, _micro_batches: int) -> int:
+    return 1
+
+
+def each(_bucket: int, _buckets: int, micro_batches: int) -> int:
+    return micro_batches
+
+
+def around_its_use(bucket: int, buckets: int, micro_batches: int) -> int:
+    """Forward and backward, but for the two that are still there where the pass turns round."""
+    kept = micro_batches * (bucket >= buckets - 2) + (micro_batches - 1) * (bucket < 2)
+    return 2 * micro_batches - kept
+
+
+# By ZeRO stage, what travels of each bucket: kind of operation, and how often in a step. Sums are of gradients, what
+# is gathered is weights.
 DATA_PARALLEL = {
-    0: [("all_reduce", "gradients")],
-    1: [("reduce_scatter", "gradients"), ("all_gather", "weights")],
+    0: [("all_reduce", once)],
+    1: [("reduce_scatter", once), ("all_gather", once)],
+    2: [("reduce_scatter", each), ("all_gather", once)],
+    3: [("reduce_scatter", each), ("all_gather", around_its_use)],
+}
+# By sequence parallelism, how often the stream of a micro-batch travels: for each layer, the embedding, and the head.
+# (Megatron-LM, arXiv 1909.08053; with sequence parallelism arXiv 2205.05198, which gathers each norm again in backward,
+# except the head's, which backward begins with.)
+TENSOR_PARALLEL = {
+    False: {"all_reduce": (4, 1, 1)},
+    True: {"reduce_scatter": (4, 1, 1), "all_gather": (6, 1, 1)},
 }
 
 
@@ -75,6 +105,7 @@ class Case:
 
     def __init__(self, case: dict[str, Any]) -> None:
         self.zero, self.recompute = case.get("zero", 0), case.get("recompute", "none")
+        self.sequence_parallel = case.get("sequence_parallel", False)
         self.dp, self.pp, self.tp = (case.get(axis, 1) for axis in ("dp", "pp", "tp"))
         self.stages = self.pp * case.get("chunks", 1)
         self.micro_batches = GLOBAL_BATCH // MICRO_BATCH // self.dp
@@ -90,22 +121,24 @@ class Case:
         return {kind: size for kind, size in total.items() if size}
 
     def _dp(self, n: int, members: list[dict[str, Any]]) -> Sent:
-        """Every bucket once, whatever the number of micro-batches, and the number of targets."""
-        for kind, what in DATA_PARALLEL[self.zero]:
-            for stage in members[0][what]:
-                for size in stage:
-                    yield kind, TOTAL[kind](n, size)
+        """Every bucket, and the number of targets."""
+        for kind, times in DATA_PARALLEL[self.zero]:
+            for stage in members[0]["buckets"]:
+                for bucket, elements in enumerate(stage):
+                    yield kind, times(bucket, len(stage), self.micro_batches) * TOTAL[kind](n, elements * self.item)
         yield "all_reduce", all_reduce(n, DOUBLE)
 
     def _tp(self, n: int, members: list[dict[str, Any]]) -> Sent:
-        """Two sums forward and two backward per layer, one each for embedding and head, and the statistics."""
-        sums = 0
+        """The stream at every cut, and the statistics of the head; then gradients of which each saw some rows."""
         for stage, layers in zip(members[0]["stages"], members[0]["layers"], strict=True):
             first, last = stage == 0, stage == self.stages - 1
-            sums += 4 * layers + first + last + layers * (self.recompute == "full")
+            for kind, (layer, embedding, head) in TENSOR_PARALLEL[self.sequence_parallel].items():
+                times = layers * (layer + (self.recompute == "full")) + first * embedding + last * head
+                yield kind, self.micro_batches * times * TOTAL[kind](n, self.stream)
             if last:
                 yield "all_gather", self.micro_batches * scattered(n, n * ROWS * STATISTICS * FLOAT)
-        yield "all_reduce", self.micro_batches * sums * all_reduce(n, self.stream)
+        for elements in members[0]["by rows"] if self.sequence_parallel else []:
+            yield "all_reduce", all_reduce(n, elements * self.item)
 
     def _pp(self, n: int, _members: list[dict[str, Any]]) -> Sent:
         """An activation and its gradient across every boundary; positions and document starts for the middle."""
@@ -115,12 +148,13 @@ class Case:
 
     def _sharing(self, n: int, members: list[dict[str, Any]]) -> Sent:
         """Gradients of the KV heads that several slices hold."""
-        for size in members[0]["shared"]:
-            yield "all_reduce", all_reduce(n, size)
+        for elements in members[0]["shared"]:
+            yield "all_reduce", all_reduce(n, elements * self.item)
 
     def _tied(self, n: int, members: list[dict[str, Any]]) -> Sent:
         """The gradient of the embedding that is also the head."""
-        yield "all_reduce", all_reduce(n, members[0]["embedding"])
+        (elements,) = members[0]["embedding"]
+        yield "all_reduce", all_reduce(n, elements * self.item)
 
     def _world(self, n: int, members: list[dict[str, Any]]) -> Sent:
         """Loss and count, and the gradient norm; then every history to rank 0, and its verdict to all."""
@@ -167,11 +201,13 @@ def test_a_step_sends_what_the_textbook_asks_for(results: list[list[dict[str, An
 
 
 def test_what_ranks_hold_is_the_model_once(results: list[list[dict[str, Any]]]) -> None:
-    """The sizes that the formulas start from: gradients of one rank are those of all parameters."""
+    """The sizes that the formulas start from: the buckets of one rank are all parameters."""
     for case, ranks in zip(CASES, results, strict=True):
-        if case in ({"dp": 2}, {"dp": 2, "dtype": "bf16"}):
-            item = 2 if "dtype" in case else 4
-            assert sum(ranks[0]["gradients"][0]) == item * parameter_count(run_config(case).model)
+        parameters = parameter_count(run_config(case).model)
+        if set(case) == {"dp"}:
+            assert sum(ranks[0]["buckets"][0]) == parameters
+        elif set(case) >= {"dp", "zero"} and "tp" not in case:
+            assert parameters <= sum(ranks[0]["buckets"][0]) < parameters + 6 * case["dp"], "shards are padded"
 
 
 def test_sixteen_bits_halve_what_grows_with_model_and_batch(results: list[list[dict[str, Any]]]) -> None:

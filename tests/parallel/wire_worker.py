@@ -9,7 +9,7 @@ writes, per case, a list of what each rank says.
 import json
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pytrain.config import RunConfig, build
 from pytrain.data.loader import Batch
 from pytrain.feeding import replica_batches
 from pytrain.rank import RankModel
+from pytrain.stage import Stage
 
 # Large enough that every sum of a layer or of a micro-batch is beyond what goes to everybody at once.
 MODEL = {
@@ -87,20 +88,23 @@ def step(case: dict[str, Any], world: Group) -> dict[str, Any]:
         "sent": {name: [list(group.ranks), dict(group.counters.bytes_sent)] for name, group in groups.items()},
         "stages": list(model.stages),
         "layers": [sum(name.endswith("mlp") for name in ops_of(stage)) for stage in stages],
-        "gradients": [[int(buffer.array.nbytes) for buffer in stage.gradients] for stage in stages],
-        "weights": [[int(buffer.array.nbytes) for buffer in stage.weights] for stage in stages],
-        "shared": [
-            stage.slice_of(stage.gradients[spec.bucket], spec).nbytes
+        "buckets": [
+            [
+                stage.layout.shard_elements(bucket, stage.shards) * stage.shards
+                for bucket in range(len(stage.layout.buckets))
+            ]
             for stage in stages
-            for spec in stage.layout.tensors
-            if spec.sum_over_sharing
         ],
-        "embedding": max(
-            [stage.gradient("embed.tokens").nbytes for stage in stages if stage.layout.find("embed.tokens") >= 0],
-            default=0,
-        ),
+        "shared": elements_of(stages, lambda spec: spec.sum_over_sharing),
+        "by rows": elements_of(stages, lambda spec: spec.partial_with_sequence_parallel),
+        "embedding": elements_of(stages, lambda spec: spec.name == "embed.tokens"),
         "history": history,
     }
+
+
+def elements_of(stages: list[Stage], wanted: Callable[[Any], bool]) -> list[int]:
+    """Elements of this rank's part of each tensor that is wanted."""
+    return [spec.elements for stage in stages for spec in stage.layout.tensors if wanted(spec)]
 
 
 def ops_of(stage: Any) -> list[str]:
