@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from pytrain.engine import Engine
 from pytrain.errors import UserError
-from pytrain.grid import Grid, rank_map, read_rank_map, stage_ops
+from pytrain.flops import forward_flops
+from pytrain.grid import Grid, rank_map, read_rank_map, stage_layers, stage_ops
 from pytrain.native import native
 from pytrain.optimizer import AdamW
 from pytrain.parallel import build_groups
@@ -59,6 +60,10 @@ class Plan:
         self.config = config
         parallel = config.parallel
         self._chunks = parallel.chunks if parallel.schedule == "interleaved" and parallel.pp > 1 else 1
+        flops, layers = forward_flops(config.model, config.data.sequence_length), config.model.layers
+        self.stage_layers = parallel.stage_layers or stage_layers(
+            layers, parallel.pp, self._chunks, flops.head * layers / flops.layers
+        )
         programs = programs_of(parallel.schedule, parallel.pp, config.micro_batches, self._chunks)
         self.training = lower(programs, tied=config.model.tied_head and parallel.pp > 1)
         self.evaluation = {
@@ -71,7 +76,7 @@ class Plan:
         config, parallel, stages = self.config, self.config.parallel, self.training.stages
         plans = []
         for number in range(pp_rank, stages, parallel.pp):
-            first_op, last_op = stage_ops(config.model.layers, number, stages)
+            first_op, last_op = stage_ops(self.stage_layers, number)
             evaluation_slots = max(lowered.slots[number] for lowered in self.evaluation.values())
             plans.append(
                 StagePlan(

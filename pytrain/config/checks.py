@@ -240,6 +240,17 @@ def _chunks_for_interleaving(chunks: int, schedule: str, pp: int) -> str | None:
     return f'parallel.chunks is {chunks}, but only schedule "interleaved" has several per rank; set it to 1'
 
 
+def _stages_of_layers(stage_layers: tuple[int, ...], layers: int, pp: int, chunks: int) -> str | None:
+    if not stage_layers or (
+        len(stage_layers) == pp * chunks and sum(stage_layers) == layers and min(stage_layers) > 0
+    ):
+        return None
+    return (
+        f"parallel.stage_layers {list(stage_layers)} must have parallel.pp * parallel.chunks = {pp * chunks} entries "
+        f"of at least 1 that add up to model.layers ({layers})"
+    )
+
+
 def _full_recompute_now(policy: tuple[str, ...], schedule: str, pp: int) -> str | None:
     if "full" not in policy or schedule != "zero-bubble" or pp == 1:
         return None
@@ -274,5 +285,6 @@ RUN_CHECKS = (
     Check(("precision.gradient_reduction", "precision.gradients"), _one_16_bit_type),
     Check(("sample.every", "parallel.pp"), _samples_need_one_stage),
     Check(("parallel.chunks", "parallel.schedule", "parallel.pp"), _chunks_for_interleaving),
+    Check(("parallel.stage_layers", "model.layers", "parallel.pp", "parallel.chunks"), _stages_of_layers),
     Check(("recompute.policy", "parallel.schedule", "parallel.pp"), _full_recompute_now),
 )

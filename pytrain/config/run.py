@@ -241,6 +241,11 @@ class ParallelSection(Section):
     chunks: int = Field(
         default=1, gt=0, description="Stages that each pipeline rank holds, for schedule = interleaved."
     )
+    stage_layers: tuple[int, ...] = Field(
+        default=(),
+        description="Layers of each stage in the order of the pipeline. Empty: as even as can be, with the head "
+        "counted as the layers that take as many FLOPs.",
+    )
 
 
 class CollectivesSection(Section):

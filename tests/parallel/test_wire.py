@@ -79,8 +79,8 @@ DATA_PARALLEL = {
     3: [("reduce_scatter", each), ("all_gather", around_its_use)],
 }
 # By sequence parallelism, how often the stream of a micro-batch travels: for each layer, the embedding, and the head.
-# (Megatron-LM, arXiv 1909.08053; with sequence parallelism arXiv 2205.05198, which gathers each norm again in backward,
-# except the head's, which backward begins with.)
+# (Megatron-LM, arXiv 1909.08053; with sequence parallelism arXiv 2205.05198, which gathers each norm again in
+# backward, except the head's, which backward begins with.)
 TENSOR_PARALLEL = {
     False: {"all_reduce": (4, 1, 1)},
     True: {"reduce_scatter": (4, 1, 1), "all_gather": (6, 1, 1)},
