@@ -23,6 +23,12 @@ class Evaluation:
     bits_per_byte: float | None
     """Per UTF-8 byte of the text, which compares across tokenizers; None where the bytes are not known."""
 
+    @property
+    def sentence(self) -> str:
+        """All of it in words."""
+        bits = "n/a" if self.bits_per_byte is None else f"{self.bits_per_byte:.4f}"
+        return f"loss {self.loss:.4f} nats/token, perplexity {self.perplexity:.2f}, bits per byte {bits}"
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -18,8 +18,8 @@ from pytrain.data.loader import Batch, CorpusSpec, HeldOut, Loader
 from pytrain.data.tokenizer import load_tokenizer
 from pytrain.engine import StepResult
 from pytrain.errors import UserError
-from pytrain.evaluate import HeldOutNote, evaluate
-from pytrain.feeding import replica_batches
+from pytrain.evaluate import HeldOutNote, evaluate, open_heldout
+from pytrain.feeding import open_data, replica_batches
 from pytrain.flops import hardware_flops, model_flops
 from pytrain.generate import Generator
 from pytrain.loss_scale import LossScale
@@ -76,12 +76,13 @@ class Trainer:
         self.device, self.groups, self.engine = self.model.device, self.model.groups, self.model.engine
         self.optimizer, self.stage = self.model.optimizer, min(self.model.stages.items())[1]
         self.world.on_root(lambda: checkpoint.check_writable(self.folder))
-        resumed = _find_checkpoint(self.folder, resume, self.world)
+        resumed = self.world.on_root(lambda: _find_checkpoint(self.folder, resume))
         self.tokenizer_sha256 = self.world.on_root(self._load_tokenizer)
         self.loader: Loader | None = None
         self.heldout: list[HeldOut] | None = None
-        if self.model.needs_tokens:
-            self.loader, self.heldout = _open_data(config, self.tokenizer_sha256)
+        readers = self.groups.readers
+        if opened := open_data(self.groups, lambda: _open_data(config, self.tokenizer_sha256, readers)):
+            self.loader, self.heldout = opened
         self.heldout_notes = self.world.broadcast([HeldOutNote.of(corpus) for corpus in self.heldout or ()])
         self.loss_scale = LossScale(config.precision.loss_scale, config.precision.dtype == "fp16")
         self.step_number = self.samples = self.tokens = 0
@@ -124,11 +125,11 @@ class Trainer:
         return self.tokenizer.sha256
 
     def _make_record(self) -> dict[str, Any]:
-        hosts = self.world.gather(platform.node())
+        ranks = self.world.gather((platform.node(), self.world.progress))
         if self.loader is None or not self.is_root:
             return {}
         return run_record(
-            self.config, self.groups.grid, hosts, self.tokenizer_sha256, self.loader, self.heldout or []
+            self.config, self.groups.grid, ranks, self.tokenizer_sha256, self.loader, self.heldout or []
         )
 
     def __enter__(self) -> Self:
@@ -257,17 +258,14 @@ class Trainer:
         for index, note in enumerate(self.heldout_notes):
             corpus = None if self.heldout is None else self.heldout[index]
             found = evaluate(self.model, note, corpus, self.config.evaluation.batches)
-            bits = "n/a" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}"
-            self.progress.note(
-                f"step {self.step_number}: held-out {note.name}: loss {found.loss:.4f} nats/token, "
-                f"perplexity {found.perplexity:.2f}, bits per byte {bits}"
-            )
+            self.progress.note(f"step {self.step_number}: held-out {note.name}: {found.sentence}")
             results[note.name] = found
         return results
 
     def _due_samples(self) -> tuple[Sample, ...]:
-        if not _is_due(self.step_number, self.config.sample.every):
+        if not _is_due(self.step_number, self.config.sample.every) or self.groups.grid.dp_rank:
             return ()
+        self.world.phase = f"sampling after step {self.step_number}"
         settings = self.config.sample
         return tuple(self.sample(prompt, settings.tokens, settings.temperature) for prompt in settings.prompts)
 
@@ -287,26 +285,35 @@ class Trainer:
                 )
 
     def sample(self, prompt: str, tokens: int = 64, temperature: float = 0.8) -> Sample:
-        """What the model writes after `prompt`, with the weights as they are."""
+        """What the model writes after `prompt`, with the weights as they are; no text on other ranks than the root.
+
+        All ranks of the first replica call it together.
+        """
         model = self.config.model
         if self._generator is None:
             self._generator = Generator(
-                self.device, model, self.stage.policy, self.stage.weights, self._sample_capacity
+                self.device, model, self.stage.policy, self.stage.weights, self._sample_capacity, self.groups.tp
             )
-        ids = self.tokenizer.encode(prompt) or [self.tokenizer.eod_id]
+        ids, stop, vocabulary = self.groups.tp.broadcast(self._encoded(prompt) if self.is_root else ([], 0, 0))
         written = list(
             self._generator.continue_tokens(
                 ids,
                 tokens=tokens,
                 temperature=temperature,
                 seed=self.config.run.seed,
-                stop=self.tokenizer.eod_id,
-                vocabulary=self.tokenizer.vocabulary_size,
+                stop=stop,
+                vocabulary=vocabulary,
             )
         )
-        sample = Sample(prompt, self.tokenizer.decode([token for token in written if token != self.tokenizer.eod_id]))
+        text = self.tokenizer.decode([token for token in written if token != stop]) if self.is_root else ""
+        sample = Sample(prompt, text)
         self.progress.note(f"step {self.step_number}: {prompt}{sample.text}")
         return sample
+
+    def _encoded(self, prompt: str) -> tuple[list[int], int, int]:
+        """A prompt's tokens, the one that ends a document, and how many there are."""
+        tokenizer = self.tokenizer
+        return tokenizer.encode(prompt) or [tokenizer.eod_id], tokenizer.eod_id, tokenizer.vocabulary_size
 
     # --- checkpoints ---------------------------------------------------------------------------------
 
@@ -409,8 +416,8 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _find_checkpoint(folder: Path, resume: str, world: Group) -> checkpoint.Checkpoint | None:
-    newest = world.on_root(lambda: checkpoint.newest_checkpoint(folder))
+def _find_checkpoint(folder: Path, resume: str) -> checkpoint.Checkpoint | None:
+    newest = checkpoint.newest_checkpoint(folder)
     if resume == "none":
         if newest is not None:
             raise UserError(
@@ -418,11 +425,11 @@ def _find_checkpoint(folder: Path, resume: str, world: Group) -> checkpoint.Chec
             )
         return None
     if resume == "auto":
-        return None if newest is None else checkpoint.Checkpoint.open(folder, world)
-    return checkpoint.Checkpoint.open(resume, world)
+        return None if newest is None else checkpoint.Checkpoint.open(folder)
+    return checkpoint.Checkpoint.open(resume)
 
 
-def _open_data(config: "RunConfig", tokenizer_sha256: str) -> tuple[Loader, list[HeldOut]]:
+def _open_data(config: "RunConfig", tokenizer_sha256: str, readers: Group) -> tuple[Loader, list[HeldOut]]:
     data, vocabulary = config.data, config.model.vocabulary
     loader = Loader(
         [CorpusSpec(corpus.prefix, corpus.weight, corpus.name) for corpus in data.train],
@@ -431,19 +438,9 @@ def _open_data(config: "RunConfig", tokenizer_sha256: str) -> tuple[Loader, list
         config.run.seed,
         data.document_boundaries,
         tokenizer_sha256=tokenizer_sha256,
+        on_root=readers.on_root,
     )
-    heldout = [
-        HeldOut(
-            corpus.prefix,
-            data.sequence_length,
-            vocabulary,
-            data.document_boundaries,
-            name=corpus.name,
-            tokenizer_sha256=tokenizer_sha256,
-        )
-        for corpus in data.heldout
-    ]
-    return loader, heldout
+    return loader, open_heldout(config, tokenizer_sha256, readers)
 
 
 def _throughput(config: "RunConfig", ranks: int) -> Throughput:

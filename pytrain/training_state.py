@@ -33,13 +33,15 @@ def weight_pieces(optimizer: AdamW) -> list[TensorPiece]:
     for state in optimizer.states:
         stage = state.stage
         if stage.whole_weights:
-            pieces += [
-                _piece(stage, spec, "weights", "", stage.policy.weights, 0, array)
-                for spec, array in stage.parameters()
-            ]
+            pieces += stage_pieces(stage)
         else:
             pieces += [_weight_piece(state, run) for run in state.runs]
     return pieces
+
+
+def stage_pieces(stage: Stage) -> list[TensorPiece]:
+    """All weights of a stage that has them whole: what it reads where it only evaluates."""
+    return [_piece(stage, spec, "weights", "", stage.policy.weights, 0, array) for spec, array in stage.parameters()]
 
 
 def optimizer_pieces(optimizer: AdamW) -> list[TensorPiece]:

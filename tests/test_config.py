@@ -184,6 +184,10 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
         (["evaluation.every=5"], "evaluation.every is 5, but data.heldout is empty"),
         (["sample.every=5"], "sample.every is 5, but sample.prompts is empty"),
         (
+            ["sample.every=5", 'sample.prompts=["a"]', "parallel.pp=2"],
+            "sample.every is 5, but with parallel.pp 2 no rank holds all layers",
+        ),
+        (
             ["parallel.zero=2", "parallel.pp=2", "parallel.schedule=zero-bubble"],
             'parallel.zero 2 does not go with schedule "zero-bubble"',
         ),
@@ -202,6 +206,9 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
         ),
         (["parallel.chunks=2"], 'parallel.chunks is 2, but only schedule "interleaved" has several per rank'),
         (['parallel.schedule="interleaved"'], "must both be at least 2 for interleaved"),
+        (["parallel.pp=2", "parallel.stage_layers=[1]"], "[1] must have parallel.pp * parallel.chunks = 2 entries"),
+        (["parallel.pp=2", "parallel.stage_layers=[1, 2]"], "that add up to model.layers (2)"),
+        (["parallel.pp=2", "parallel.stage_layers=[2, 0]"], "entries of at least 1"),
         (
             ["parallel.pp=2", 'parallel.schedule="zero-bubble"', 'recompute.policy="full"'],
             'recompute.policy "full" does not go with schedule "zero-bubble"',
