@@ -14,8 +14,9 @@ from pytrain.config import parameter_count
 from pytrain.flops import hardware_flops, model_flops
 from pytrain.native import native
 from pytrain.rank import Plan
+from pytrain.saving import snapshot_bytes
 from pytrain.stage import native_policy, native_shape
-from pytrain.training_state import checkpoint_entries
+from pytrain.training_state import checkpoint_entries, owned_bytes
 
 if TYPE_CHECKING:
     from pytrain.config import RunConfig
@@ -50,10 +51,11 @@ def largest_rank(config: "RunConfig") -> RankMemory:
 
 
 def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
-    """The memory of the ranks at these coordinates, the same for every replica."""
+    """The memory of the ranks at these coordinates, in the first replica, which saves most; else all are the same."""
     config = plan.config
     policy, shape = native_policy(config.precision), native_shape(config.model)
     kinds = dict.fromkeys(("weights", "gradients", "master", "optimizer", "activations", "staging"), 0)
+    owned = 0
     lifetimes: dict[str, int] = defaultdict(int)
     rows = config.batch.micro_batch * config.data.sequence_length
     for stage in plan.stages_of(pp_rank, tp_rank):
@@ -62,6 +64,7 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
         kinds["weights"] += shard * stage.shards * ITEM_BYTES[policy.weights]
         kinds["gradients"] += shard * stage.shards * ITEM_BYTES[policy.gradients]
         kinds["master"] += 0 if policy.master == policy.weights else shard * ITEM_BYTES[policy.master]
+        owned += owned_bytes(layout, policy, stage.shards)
         kinds["optimizer"] += 2 * shard * ITEM_BYTES["fp32"]
         kinds["staging"] += stage.gradient_buffers * rows * config.model.hidden * ITEM_BYTES[policy.activations]
         arena, table = native().plan_arena(
@@ -80,6 +83,7 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
         kinds["activations"] += arena
         for row in table:
             lifetimes[row["lifetime"]] += row["bytes"] * row["copies"]
+    kinds["snapshot"] = snapshot_bytes(config.checkpoint, owned)
     return RankMemory(pp_rank, tp_rank, kinds, dict(lifetimes))
 
 

@@ -92,9 +92,10 @@ def mixture_phases(found: checkpoint.Checkpoint | None, data: DataSection) -> li
         return [Phase(0, weights)]
     stored = found.state.get("phases", [[0, [weight for _, weight in before]]])
     phases = [Phase(int(start), tuple(map(float, of_phase))) for start, of_phase in stored]
+    samples = int(found.state["samples"])
     if _shares(phases[-1].weights) != _shares(weights):
-        samples = int(found.state["samples"])
-        phases = [phase for phase in phases if phase.start_sample < samples]
+        phases = [phase for phase in phases if phase.start_sample < samples]  # no sample was drawn by a later one
+    if _shares(phases[-1].weights) != _shares(weights):
         phases.append(Phase(samples, weights))
     return phases
 

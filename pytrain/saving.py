@@ -29,7 +29,8 @@ def snapshot_bytes(settings: CheckpointSection, owned: int) -> int:
     """Bytes of host memory that a rank takes for copies, if it saves `owned` bytes."""
     if not settings.asynchronous or not settings.every:
         return 0
-    return min(int(settings.snapshot_gb * 1e9), owned)
+    size = min(int(settings.snapshot_gb * 1e9), owned)
+    return size - size % 2  # storage types have two bytes at least
 
 
 class Saver:
@@ -64,9 +65,9 @@ class Saver:
         size = snapshot_bytes(config.checkpoint, owned)
         self._snapshot: checkpoint.Snapshot | None = None
         if size:
-            self._memory = native().Buffer(device, -(-size // 2), "bf16", "snapshot")
+            self._memory = native().Buffer(device, size // 2, "bf16", "snapshot")
             device.fill(self._memory.array, 0.0)  # a run that starts shall not run out of memory at its first save
-            self._snapshot = checkpoint.Snapshot(self._memory.array.view(np.uint8)[:size], device.copy)
+            self._snapshot = checkpoint.Snapshot(self._memory.array.view(np.uint8), device.copy)
 
     @property
     def status(self) -> int:
@@ -78,13 +79,15 @@ class Saver:
         return WRITING if self._saving.under_way else NOTHING
 
     def start(self, step: int, state: dict[str, Any]) -> Path:
-        """Begin the checkpoint of a step; when this returns, training may go on. All ranks call it together.
+        """Begin the checkpoint of a step; training may go on when this returns. All ranks call it together.
 
         Gives the folder that it will have.
 
         Raises:
             UserError: on all ranks; also where the save before this one failed.
         """
+        if not self._config.checkpoint.asynchronous:
+            return self.save(step, state)
         return self._start(step, state, self._snapshot).folder
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
@@ -123,9 +126,7 @@ class Saver:
         started = time.perf_counter()
         folder = saving.finish()
         keep = self._config.checkpoint
-        self._world.on_root(
-            lambda: checkpoint.prune(self.folder, keep.keep_last, keep.keep_every, self._operations)
-        )
+        self._world.on_root(lambda: checkpoint.prune(self.folder, keep.keep_last, keep.keep_every, self._operations))
         self._blocked += time.perf_counter() - started
         self._saved = Saved(self._step, self._blocked, saving.background_seconds)
         behind = f", {saving.background_seconds:.2f} s more behind the training" if saving.background_seconds else ""
