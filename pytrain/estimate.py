@@ -51,7 +51,10 @@ def largest_rank(config: "RunConfig") -> RankMemory:
 
 
 def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
-    """The memory of the ranks at these coordinates, in the first replica, which saves most; else all are the same."""
+    """The memory of the ranks at these coordinates in the first replica.
+
+    In the others only the snapshot differs: they save nothing without ZeRO, and with it other padding.
+    """
     config = plan.config
     policy, shape = native_policy(config.precision), native_shape(config.model)
     kinds = dict.fromkeys(("weights", "gradients", "master", "optimizer", "activations", "staging"), 0)

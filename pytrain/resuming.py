@@ -123,7 +123,7 @@ def notes(
             yield f"note: {key} was {then} and is {now} now: results agree, but not bit for bit"
     then, now = before.get("grid"), record["grid"]
     if then is not None and then != now:
-        was, is_ = ("x".join(f"{axis}{size}" for axis, size in grid.items()) for grid in (then, now))
+        was, is_ = (" x ".join(f"{axis}{size}" for axis, size in grid.items()) for grid in (then, now))
         yield f"note: the grid was {was} and is {is_} now, with the same samples: results agree, but not bit for bit"
     samples = int(found.state.get("samples", 0))
     if not samples:
