@@ -151,10 +151,12 @@ class Trainer:
 
     def close(self) -> None:
         """Finish the save under way, end the progress display and close the metrics file."""
-        self.saver.finish()
-        self.progress.close()
-        if self.metrics is not None:
-            self.metrics.close()
+        try:
+            self.saver.finish()
+        finally:
+            self.progress.close()
+            if self.metrics is not None:
+                self.metrics.close()
 
     def run(self) -> TrainResult:
         """Train to the configured number of steps, or until a signal asks to stop; save at the end."""
