@@ -229,3 +229,53 @@ def test_what_is_abandoned_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     assert Checkpoint.open(tmp_path).step == 1
     save_random(tmp_path, 3, seed=3)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000001", "step-000003"]
+
+
+class Synced(UnsyncedOperations):
+    """Notes which tensor files are synced."""
+
+    def __init__(self) -> None:
+        self.synced: set[str] = set()
+        self._names: dict[int, str] = {}
+
+    def open(self, path: Path) -> int:
+        """Note its name."""
+        descriptor = super().open(path)
+        self._names[descriptor] = path.name
+        return descriptor
+
+    def sync(self, descriptor: int) -> None:
+        """Note it; small files are created, not opened."""
+        if descriptor in self._names:
+            self.synced.add(self._names[descriptor])
+
+    def close(self, descriptor: int) -> None:
+        """The number may come again."""
+        self._names.pop(descriptor, None)
+        super().close(descriptor)
+
+
+@pytest.mark.parametrize("size", [None, 0, PART, TOTAL])
+def test_headers_reach_the_disk_where_others_write_the_tensors(tmp_path: Path, size: int | None) -> None:
+    """Rank 0 writes the headers of all files, so it syncs all of them, though it has nothing in most."""
+    pieces = whole_pieces(ENTRIES, random_arrays(ENTRIES, 2))
+    operations = [Synced(), Synced()]
+
+    def one(group: ThreadGroup) -> Path:
+        snapshot = None if size is None else Snapshot(np.empty(size, np.uint8))
+        own = pieces[:1] if group.rank == 0 else pieces[1:]
+        saving = start_save(
+            tmp_path,
+            2,
+            own,
+            STATE,
+            CONFIG_TEXT,
+            group=group,
+            operations=operations[group.rank],
+            snapshot=snapshot,
+        )
+        return saving.finish()
+
+    run_ranks(2, one)
+    files = set(Checkpoint.open(tmp_path).manifest.files)
+    assert [each.synced for each in operations] == [files, files - {"embed.weights.safetensors"}]
