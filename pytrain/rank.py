@@ -40,6 +40,8 @@ class StagePlan:
     recompute: str
     shards: int
     """Parts that each bucket is cut in by ZeRO."""
+    zero: int
+    """What lies as shards: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
     defer_weight: bool
 
 
@@ -78,6 +80,7 @@ class Plan:
                     self.training.gradient_buffers[number],
                     config.recompute.of_stage(pp_rank),
                     parallel.dp if parallel.zero else 1,
+                    parallel.zero if parallel.dp > 1 else 0,  # one replica has nobody to share with
                     parallel.schedule == "zero-bubble" and parallel.pp > 1,
                 )
             )
@@ -157,5 +160,7 @@ class RankModel:
             tp_size=plan.tp_size,
             slots=plan.slots,
             shards=plan.shards,
+            whole_weights=plan.zero < 3,
+            whole_gradients=plan.zero < 2,
             defer_weight=plan.defer_weight,
         )

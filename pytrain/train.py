@@ -238,8 +238,7 @@ class Trainer:
         for state in self.optimizer.states:
             for run in state.runs:
                 squares = np.zeros(1)
-                gradient = state.stage.gradients[run.bucket].array[run.in_bucket]
-                self.device.sum_squares(squares, gradient, state.stage.half)
+                self.device.sum_squares(squares, state.gradient_of(run), state.stage.half)
                 if not np.isfinite(squares[0]):
                     return f"the gradient of {run.spec.name} is not finite ({self.groups.grid.label})"
         return f"a gradient of another rank than {self.groups.grid.label} is not finite"
@@ -364,8 +363,7 @@ class Trainer:
                     f"{section}.{key} is {value}, but {found.folder} was trained with {state[key]}: "
                     "the order of samples would change; set it back, or start anew from its weights"
                 )
-        for stage in self.model.stages.values():
-            found.read_into(weight_pieces(stage))
+        found.read_into(weight_pieces(self.optimizer))
         names = found.tensors()
         pieces = optimizer_pieces(self.optimizer)
         if any(piece.tensor in names for piece in pieces):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from pytrain.checkpoint.pieces import TensorEntry, TensorPiece
-from pytrain.optimizer import AdamW, Run, StageState
+from pytrain.optimizer import AdamW
 from pytrain.stage import Stage
+from pytrain.zero import Run, StageState
 
 if TYPE_CHECKING:
     from pytrain import _native
@@ -26,9 +27,19 @@ def owned_pieces(optimizer: AdamW) -> list[TensorPiece]:
     ]
 
 
-def weight_pieces(stage: Stage) -> list[TensorPiece]:
-    """All weights that this rank holds: what it reads."""
-    return [_piece(stage, spec, "weights", "", stage.policy.weights, 0, array) for spec, array in stage.parameters()]
+def weight_pieces(optimizer: AdamW) -> list[TensorPiece]:
+    """All weights that this rank holds, whole or as a shard: what it reads."""
+    pieces = []
+    for state in optimizer.states:
+        stage = state.stage
+        if stage.whole_weights:
+            pieces += [
+                _piece(stage, spec, "weights", "", stage.policy.weights, 0, array)
+                for spec, array in stage.parameters()
+            ]
+        else:
+            pieces += [_weight_piece(state, run) for run in state.runs]
+    return pieces
 
 
 def optimizer_pieces(optimizer: AdamW) -> list[TensorPiece]:
@@ -37,8 +48,8 @@ def optimizer_pieces(optimizer: AdamW) -> list[TensorPiece]:
 
 
 def _weight_piece(state: StageState, run: Run) -> TensorPiece:
-    data = state.stage.weights[run.bucket].array[run.in_bucket]
-    return _piece(state.stage, run.spec, "weights", "", state.stage.policy.weights, run.begin, data)
+    stage = state.stage
+    return _piece(stage, run.spec, "weights", "", stage.policy.weights, run.begin, state.weights_of(run))
 
 
 def _state_pieces(state: StageState, run: Run) -> Iterator[TensorPiece]:

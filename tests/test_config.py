@@ -183,8 +183,19 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
         (["checkpoint.every=10", "checkpoint.keep_every=25"], "of checkpoint.every (10); 20 would be"),
         (["evaluation.every=5"], "evaluation.every is 5, but data.heldout is empty"),
         (["sample.every=5"], "sample.every is 5, but sample.prompts is empty"),
-        (["parallel.zero=2"], "parallel.zero is 2, and this version shards optimizer state alone; use 0 or 1"),
+        (
+            ["parallel.zero=2", "parallel.pp=2", "parallel.schedule=zero-bubble"],
+            'parallel.zero 2 does not go with schedule "zero-bubble"',
+        ),
+        (
+            ["parallel.zero=3", "parallel.dp=2", "sample.every=5", 'sample.prompts=["a"]'],
+            "no rank holds the whole model with parallel.zero 3",
+        ),
         (["parallel.sequence_parallel=true"], "parallel.sequence_parallel is not there in this version"),
+        (
+            ["precision.gradient_reduction=fp16", "precision.gradients=bf16"],
+            "are two 16-bit types, and neither holds what the other does",
+        ),
         (["parallel.chunks=2"], 'parallel.chunks is 2, but only schedule "interleaved" has several per rank'),
         (['parallel.schedule="interleaved"'], "must both be at least 2 for interleaved"),
         (

@@ -115,6 +115,7 @@ void bind_stage(py::module_& module) {
             },
             py::arg("slot"), py::arg("begin"), py::arg("end"), py::arg("pass_") = "train")
         .def("finish_forward", &Stage::finish_forward, py::arg("slot"), Gil())
+        .def("finish_segment", &Stage::finish_segment, py::arg("slot"), py::arg("op"), Gil())
         .def("backward", &Stage::backward, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
         .def("backward_input", &Stage::backward_input, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
         .def("backward_weight", &Stage::backward_weight, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())

@@ -35,7 +35,9 @@ void Stage::complete_stream(std::int64_t slot, std::int64_t op) {
 
 void Stage::norm_forward(std::int64_t slot, std::int64_t op, bool again) {
     const bool stream_kept = again && op % 4 == 1;  // a layer's input is what recomputation starts from
-    if (op > config_.first_op && leaves_partial(op - 1) && !stream_kept) complete_stream(slot, op);
+    const bool finished = finished_.slot == slot && finished_.op == op;
+    finished_ = {kNone, kNone};
+    if (op > config_.first_op && leaves_partial(op - 1) && !stream_kept && !finished) complete_stream(slot, op);
     device_.norm_forward(norm_arguments(slot, op), activation(places(op).y, slot), device_.compute_queue());
     claim(places(op).y, slot, op);
 }

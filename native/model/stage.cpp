@@ -104,6 +104,14 @@ void Stage::finish_forward(std::int64_t slot) {
         complete_stream(slot, config_.last_op);
 }
 
+void Stage::finish_segment(std::int64_t slot, std::int64_t op) {
+    check_range(slot, op, op);
+    if (op == config_.last_op) return finish_forward(slot);
+    if (op == config_.first_op || !leaves_partial(op - 1)) return;
+    complete_stream(slot, op);
+    finished_ = {slot, op};
+}
+
 void Stage::backward(std::int64_t slot, std::int64_t begin, std::int64_t end) {
     check_range(slot, begin, end);
     for (std::int64_t op = end - 1; op >= begin; --op) {

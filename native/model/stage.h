@@ -43,6 +43,9 @@ public:
     // Ops [begin, end), global numbers. Forward ascends, backward descends.
     void forward(std::int64_t slot, std::int64_t begin, std::int64_t end, Pass pass);
     void finish_forward(std::int64_t slot);  // tp_size > 1: completes the stream that leaves the stage
+    // tp_size > 1: completes the stream that enters `op` now, so that the weights before it may go away; the bias of a
+    // row-parallel product is otherwise added by the norm after it.
+    void finish_segment(std::int64_t slot, std::int64_t op);
     void backward_input(std::int64_t slot, std::int64_t begin, std::int64_t end);
     void backward_weight(std::int64_t slot, std::int64_t begin, std::int64_t end);
     // each op's weight gradient straight after its input's
@@ -128,6 +131,7 @@ private:
         std::int64_t slot, op;
     };
     std::map<std::int64_t, Holder> holders_;  // by offset of the shared piece
+    Holder finished_ = {kNone, kNone};        // by finish_segment; the norm that reads it forgets it
 };
 
 }  // namespace pytrain

@@ -174,11 +174,30 @@ def _something_to_sample(every: int, prompts: tuple[str, ...]) -> str | None:
     return f"sample.every is {every}, but sample.prompts is empty; add a prompt or set it to 0"
 
 
-def _zero_up_to_one(zero: int) -> str | None:
-    """The one place that holds this version to ZeRO 0 and 1."""
-    if zero <= 1:
+def _zero_with_pipeline(zero: int, schedule: str, tied_head: bool, pp: int) -> str | None:
+    """Gradient shards are summed as each micro-batch leaves a layer, which these two leave no moment for."""
+    if zero <= 1 or pp == 1:
         return None
-    return f"parallel.zero is {zero}, and this version shards optimizer state alone; use 0 or 1"
+    if schedule == "zero-bubble":
+        return (
+            f'parallel.zero {zero} does not go with schedule "zero-bubble", which keeps the gradients of all layers '
+            f"open between its two backward passes; use zero 1, or another schedule"
+        )
+    if tied_head:
+        return (
+            f"parallel.zero {zero} does not go with model.tied_head over parallel.pp {pp} stages: the first and the "
+            f"last add their gradients of one matrix before these are cut in shards; use zero 1, or pp 1"
+        )
+    return None
+
+
+def _samples_need_whole_weights(every: int, zero: int, dp: int) -> str | None:
+    if every == 0 or zero < 3 or dp == 1:
+        return None
+    return (
+        f"sample.every is {every}, but no rank holds the whole model with parallel.zero 3; "
+        f"set it to 0 and use `pytrain generate` on a checkpoint"
+    )
 
 
 def _no_sequence_parallelism(sequence_parallel: bool) -> str | None:
@@ -188,12 +207,12 @@ def _no_sequence_parallelism(sequence_parallel: bool) -> str | None:
     return "parallel.sequence_parallel is not there in this version; set it to false"
 
 
-def _reduction_as_stored(reduction: str, gradients: str, dp: int) -> str | None:
-    if dp == 1 or reduction == gradients:
+def _one_16_bit_type(reduction: str, gradients: str) -> str | None:
+    if reduction == gradients or "fp32" in (reduction, gradients):
         return None
     return (
-        f'precision.gradient_reduction ("{reduction}") differs from precision.gradients ("{gradients}"), and '
-        f"gradients travel as they are stored in this version; make them equal"
+        f'precision.gradient_reduction ("{reduction}") and precision.gradients ("{gradients}") are two 16-bit types, '
+        f'and neither holds what the other does; make them equal, or one of them "fp32"'
     )
 
 
@@ -241,9 +260,10 @@ RUN_CHECKS = (
     Check(("checkpoint.keep_every", "checkpoint.every"), _kept_steps_are_saved),
     Check(("evaluation.every", "data.heldout"), _something_to_evaluate),
     Check(("sample.every", "sample.prompts"), _something_to_sample),
-    Check(("parallel.zero",), _zero_up_to_one),
+    Check(("parallel.zero", "parallel.schedule", "model.tied_head", "parallel.pp"), _zero_with_pipeline),
+    Check(("sample.every", "parallel.zero", "parallel.dp"), _samples_need_whole_weights),
     Check(("parallel.sequence_parallel",), _no_sequence_parallelism),
-    Check(("precision.gradient_reduction", "precision.gradients", "parallel.dp"), _reduction_as_stored),
+    Check(("precision.gradient_reduction", "precision.gradients"), _one_16_bit_type),
     Check(("sample.every", "parallel.pp", "parallel.tp"), _samples_need_one_rank),
     Check(("parallel.chunks", "parallel.schedule", "parallel.pp"), _chunks_for_interleaving),
     Check(("recompute.policy", "parallel.schedule", "parallel.pp"), _full_recompute_now),

@@ -16,7 +16,7 @@ def test_all_grids(ranks: int, tmp_path: Path) -> None:
     cases = []
     for dp, pp, tp in itertools.product((1, 2, 4), repeat=3):
         for shape, zero, schedule in itertools.product(
-            SHAPES, (0, 1), ("1f1b", "gpipe", "zero-bubble", "interleaved")
+            SHAPES, (0, 1, 2, 3), ("1f1b", "gpipe", "zero-bubble", "interleaved")
         ):
             case = case_of((dp, pp, tp), shape, zero, schedule, ("none", "selective", "full")[len(cases) % 3])
             alike = [{**other, "recompute": case["recompute"]} for other in cases]

@@ -14,7 +14,7 @@ from tests.parallel.launch import check_ranks
 FACTORS = {
     "grid": [(dp, pp, tp) for dp, pp, tp in itertools.product((1, 2, 4), repeat=3) if dp * pp * tp in (2, 4)],
     "shape": list(SHAPES),
-    "zero": [0, 1],
+    "zero": [0, 1, 2, 3],
     "schedule": ["1f1b", "gpipe", "zero-bubble", "interleaved"],
     "recompute": ["none", "selective", "full"],
 }
@@ -23,6 +23,8 @@ FACTORS = {
 def case_of(grid: tuple[int, int, int], shape: str, zero: int, schedule: str, recompute: str) -> dict[str, Any]:
     """A case of grid_worker; what a grid has no use for is left out."""
     dp, pp, tp = grid
+    if zero > 1 and pp > 1 and (schedule == "zero-bubble" or SHAPES[shape].tied_head):
+        zero = 1  # refused: see test_zero_with_a_pipeline
     schedule = schedule if pp > 1 and (pp == 2 or schedule != "interleaved") else "1f1b"
     late = schedule == "zero-bubble"
     return {
@@ -67,6 +69,7 @@ def judge(result: dict[str, Any]) -> None:
     several = result["case"]["tp"] > 1
     assert result["same_losses"], result
     assert result["executed"], result
+    assert result["in_flight"] == result["planned_in_flight"], result
     assert result["memory"], result  # what `train --dry-run` plans is what each rank holds, kind by kind
     assert result["replicas"] == 1, result
     assert result["fell"] > 0.5, result
@@ -84,6 +87,20 @@ def test_another_order_of_ranks_changes_nothing(tmp_path: Path) -> None:
     check_ranks(4, "tests.parallel.grid_worker", *arguments)
     (result,) = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     judge(result)
+
+
+def test_gradients_that_travel_as_bf16(tmp_path: Path) -> None:
+    """Half the bytes; the sum is rounded once after each replica's part was: 2^-8 relative, and not less."""
+    cases = [case_of((2, 1, 1), "llama", zero, "1f1b", "none") for zero in range(4)]
+    cases = [case | {"gradient_reduction": "bf16"} for case in cases]
+    (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    check_ranks(2, "tests.parallel.grid_worker", str(tmp_path / "cases.json"), str(tmp_path / "results.json"))
+    for result in json.loads((tmp_path / "results.json").read_text(encoding="utf-8")):
+        assert 1e-4 < result["gradient"] < 2**-8, result
+        assert result["loss"] <= 5e-8, result
+        assert result["memory"], result
+        assert result["replicas"] == 1, result
+        assert result["last_loss"] <= 2e-3, result
 
 
 @pytest.mark.parametrize("part", range(2))
