@@ -33,7 +33,7 @@ def plan_arena(
     slots: int = 1,
     training: bool = True,
     defer_weight: bool = False,
-    head_chunk: int = 256,
+    head_chunk: int = 0,
 ) -> tuple[int, list[ArenaRow]]: ...
 
 # pybind11 gives its classes a metaclass of its own; those whose __init__ never returns are only handed out.
@@ -375,7 +375,7 @@ class Stage(metaclass=_Bound):
         slots: int = 1,
         training: bool = True,
         defer_weight: bool = False,
-        head_chunk: int = 256,
+        head_chunk: int = 0,
     ) -> None: ...
     @property
     def layout(self) -> Layout: ...

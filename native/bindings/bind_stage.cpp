@@ -71,7 +71,7 @@ void bind_stage(py::module_& module) {
         },
         py::arg("shape"), py::arg("policy"), py::kw_only(), py::arg("first_op"), py::arg("last_op"), py::arg("batch"),
         py::arg("length"), py::arg("recompute"), py::arg("tp_rank") = 0, py::arg("tp_size") = 1, py::arg("slots") = 1,
-        py::arg("training") = true, py::arg("defer_weight") = false, py::arg("head_chunk") = 256,
+        py::arg("training") = true, py::arg("defer_weight") = false, py::arg("head_chunk") = 0,
         "(bytes, table) of the arena a Stage of these arguments would allocate");
 
     py::class_<Stage>(module, "Stage", "A range of ops on one rank; see native/model/stage.h.")
@@ -86,7 +86,7 @@ void bind_stage(py::module_& module) {
              py::arg("device"), py::arg("shape"), py::arg("policy"), py::kw_only(), py::arg("first_op"),
              py::arg("last_op"), py::arg("batch"), py::arg("length"), py::arg("recompute"), py::arg("tp_rank") = 0,
              py::arg("tp_size") = 1, py::arg("slots") = 1, py::arg("training") = true, py::arg("defer_weight") = false,
-             py::arg("head_chunk") = 256, py::keep_alive<1, 2>())
+             py::arg("head_chunk") = 0, py::keep_alive<1, 2>())
         .def_property_readonly("layout", &Stage::layout, py::return_value_policy::reference_internal)
         .def_property_readonly("first_op", [](const Stage& stage) { return stage.config().first_op; })
         .def_property_readonly("last_op", [](const Stage& stage) { return stage.config().last_op; })

@@ -34,8 +34,12 @@ struct StageConfig {
     bool training = true;              // else no backward: one layer's activations are kept
     bool defer_weight = false;         // backward_weight may come long after backward_input
     std::vector<Recompute> recompute;  // one per layer of the model
-    std::int64_t head_chunk = 256;     // rows of logits that exist at a time
+    std::int64_t head_chunk = 0;       // rows of logits that exist at a time; 0: as many as kLogitsBytes hold
 };
+
+// Every chunk of logits packs the head's matrix twice and adds to the whole of its gradient, which is worth much more
+// memory than a chunk is, up to this much.
+constexpr std::int64_t kLogitsBytes = std::int64_t{128} << 20;
 
 // A named piece of the arena: offsets are bytes from its start.
 struct ArenaEntry {
@@ -83,6 +87,7 @@ struct Arena {
     Place dout, dactive;  // (rows, heads*head_size), (rows, ffn)
     Place delta;          // (batch, heads, length) fp32
     Place logits;         // (head_chunk, vocabulary slice)
+    std::int64_t head_chunk = 0;
 
 private:
     Place add(const std::string& name, Lifetime, std::int64_t elements, DType, std::int64_t copies);
