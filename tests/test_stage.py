@@ -264,6 +264,7 @@ def test_recomputation_saves_memory(preset: str, policy: str, share: float) -> N
             batch=4,
             length=1024,
             recompute=[name] * 12,
+            head_chunk=256,
         )[0]
         for name in ("none", policy)
     }
