@@ -122,7 +122,9 @@ def command(threads: int | None, runs: int, dtype: str, rows: int, head_rows: in
                 flops, seconds = flops + times * product.flops, seconds + times * elapsed
                 shape = f"{product.m:>6} {product.n:>6} {product.k:>6}  {product.kind}"
                 print(f"{layer.name:14} {product.what:7} {shape}  {speed:>7.1f}  {speed / peak:>6.1%}", flush=True)
-        print(f"all, weighted: {flops / seconds / 1e9:.1f} GFLOP/s, {flops / seconds / 1e9 / peak:.1%}, {seconds:.3f} s")
+        print(
+            f"all, weighted: {flops / seconds / 1e9:.1f} GFLOP/s, {flops / seconds / 1e9 / peak:.1%}, {seconds:.3f} s"
+        )
 
 
 def main(arguments: list[str]) -> None:

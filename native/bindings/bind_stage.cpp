@@ -106,8 +106,9 @@ void bind_stage(py::module_& module) {
                 stage.parameters().bind_gradients(bucket, reinterpret_cast<void*>(address));
             },
             py::arg("bucket"), py::arg("address"))
-        .def("overwrite_gradients", &Stage::overwrite_gradients,
-             "From here on the first gradient of each tensor takes the place of what is there, instead of adding to it.")
+        .def(
+            "overwrite_gradients", &Stage::overwrite_gradients,
+            "From here on the first gradient of each tensor takes the place of what is there, instead of adding to it.")
         .def(
             "forward",
             [](Stage& stage, std::int64_t slot, std::int64_t begin, std::int64_t end, const std::string& pass) {

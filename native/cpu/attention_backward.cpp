@@ -141,7 +141,8 @@ struct Pass {
     // sums (rows, padded head size) += left (packed, `k` steps) * right (panels over the head size)
     void add_product(float* sums, int64_t k, const float* left, const float* right, int64_t right_stride) const {
         for (int64_t panel = 0; panel < tiles.depth_panels(); ++panel)
-            tiles.multiply(k, left, right + panel * right_stride, sums + panel * tiles.panel_columns, tiles.padded, true);
+            tiles.multiply(k, left, right + panel * right_stride, sums + panel * tiles.panel_columns, tiles.padded,
+                           true);
     }
 
     // dq (rows, padded head size) += dscores (rows, keys) * k, for the keys that the panel sees.
@@ -200,8 +201,8 @@ struct Pass {
         pack_queries(scratch.score, head, query, queries);
         pack_columns(tiles.products, scratch.q_columns, head.query_row(attention.q, query), attention.q_stride, queries,
                      tiles.panel_columns, tiles.depth, tiles.row_panel());
-        pack_columns(tiles.products, scratch.dout_columns, head.out_row(gradients.dout, query), head.out_stride(), queries,
-                     tiles.panel_columns, tiles.depth, tiles.row_panel());
+        pack_columns(tiles.products, scratch.dout_columns, head.out_row(gradients.dout, query), head.out_stride(),
+                     queries, tiles.panel_columns, tiles.depth, tiles.row_panel());
         for (int64_t row = 0; row < queries; row += tiles.panel_rows)
             score(scratch.score, scratch.score.weights + row * tiles.keys, scratch.score.dscores + row * tiles.keys,
                   head, row / tiles.panel_rows, query + row, std::min(tiles.panel_rows, queries - row), key, keys);

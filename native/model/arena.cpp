@@ -104,8 +104,7 @@ void Arena::plan_shared(const Shape& shape, const Policy& policy, const StageCon
     };
     head_chunk = head_rows(config, size.rows, size.vocabulary);
     if (config.tp_size > 1) partial = shared("partial", size.hidden, policy.activations);
-    if (config.last_op == all.count())
-        logits = shared("logits", head_chunk * size.vocabulary, DType::fp32);
+    if (config.last_op == all.count()) logits = shared("logits", head_chunk * size.vocabulary, DType::fp32);
     if (!config.training) return;
     dresidual = shared("dresidual", size.hidden, policy.activations);
     dnorm = shared("dnorm", size.hidden, policy.activations);

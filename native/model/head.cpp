@@ -10,9 +10,9 @@ namespace pytrain {
 
 struct Stage::HeadChunk {
     std::int64_t rows;
-    Tensor x;                     // (rows, hidden)
-    Tensor logits;                // (rows, vocabulary slice) fp32
-    Tensor dlogits;               // the same memory, row by row; bf16 where activations are
+    Tensor x;        // (rows, hidden)
+    Tensor logits;   // (rows, vocabulary slice) fp32
+    Tensor dlogits;  // the same memory, row by row; bf16 where activations are
     std::int64_t ld_dlogits;
     float* statistics;            // (rows, 3), this slice's
     float* lse;                   // (rows)

@@ -56,7 +56,8 @@ private:
     std::vector<OpParameters> ops_;
     std::vector<void*> weights_, gradients_;  // per bucket
     Device* device_ = nullptr;
-    // Per tensor: its gradient is still an earlier step's. Asking for the gradient changes that, not what it stands for.
+    // Per tensor: its gradient is still an earlier step's. Asking for the gradient changes that, not what it stands
+    // for.
     mutable std::vector<bool> stale_;
 };
 

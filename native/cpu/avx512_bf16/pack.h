@@ -143,10 +143,10 @@ void pack_across(float* panel, const void* source, std::int64_t ld, std::int64_t
         for (std::int64_t first = 0; first < panel_width; first += 16) {
             const std::int64_t valid = width - first;
             const auto* second = upper ? upper + first : nullptr;
-            const __m512i x = valid <= 0                          ? _mm512_setzero_si512()
-                              : valid >= 16 && second != nullptr ? Source::load_rows(lower + first, second)
-                                                                  : Source::load_rows(lower + first, second,
-                                                                                      valid < 16 ? valid : 16);
+            const __m512i x = valid <= 0 ? _mm512_setzero_si512()
+                              : valid >= 16 && second != nullptr
+                                  ? Source::load_rows(lower + first, second)
+                                  : Source::load_rows(lower + first, second, valid < 16 ? valid : 16);
             store_words(panel, word, words, panel_width, first, x);
         }
     }
