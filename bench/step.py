@@ -1,4 +1,4 @@
-"""A whole training step (forward, backward, clipping, AdamW) of the product's own trainer, beside its arithmetic's peak.
+"""A whole training step (forward, backward, clipping, AdamW) of the product's own trainer, and the peak for it.
 
     python -m bench.step --preset gpt2-124m --batch 4 --length 256
 

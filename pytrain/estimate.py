@@ -72,7 +72,9 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
             kinds["staging"] += WIRE_BUFFERS * wire_elements(layout, stage.shards) * size
         kinds["master"] += 0 if policy.master == policy.weights else shard * ITEM_BYTES[policy.master]
         kinds["optimizer"] += 2 * shard * ITEM_BYTES["fp32"]
-        kinds["staging"] += stage.gradient_buffers * rows * config.model.hidden * ITEM_BYTES[policy.activations]
+        first, last = native().balanced(rows, stage.tp_rank, stage.tp_size) if stage.sequence_parallel else (0, rows)
+        stream = (last - first) * config.model.hidden * ITEM_BYTES[policy.activations]
+        kinds["staging"] += stage.gradient_buffers * stream
         arena, table = native().plan_arena(
             shape,
             policy,
@@ -85,6 +87,7 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
             tp_size=stage.tp_size,
             slots=stage.slots,
             defer_weight=stage.defer_weight,
+            sequence_parallel=stage.sequence_parallel,
         )
         kinds["activations"] += arena
         for row in table:

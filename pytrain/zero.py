@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pytrain.native import native
 from pytrain.parallel import Groups
+from pytrain.partial_gradients import sum_partial
 from pytrain.stage import Stage
 from pytrain.wire_format import WireFormat, wire_elements
 
@@ -150,20 +151,13 @@ class StageState:
         for buffer in self.gradient_shards:
             self.stage.device.fill(buffer.array, 0.0, self.stage.half)
 
-    def sum_over_slices(self, bucket: int, gradients: _native.Buffer) -> None:
-        """Add what tensor-parallel ranks hold of the same elements, in a buffer laid out like the bucket."""
-        stage = self.stage
-        for spec in stage.layout.tensors:
-            if spec.bucket == bucket and spec.sum_over_sharing:
-                self.groups.sharing.all_reduce(stage.slice_of(gradients, spec), stage.half)
-
     def start_reduction(self, bucket: int) -> None:
         """Sum the gradients of a bucket over the data-parallel group; `finish_reduction` waits for it."""
         if self.gradient_shards or bucket in self._reduced:
             return  # shards are summed as the buckets come back from the passes
         self._reduced.add(bucket)
         gradients = self.stage.gradients[bucket]
-        self.sum_over_slices(bucket, gradients)
+        sum_partial(self.stage, bucket, gradients, self.groups)
         if self.groups.dp.size > 1:
             self._reducing.append(self.start_sum(bucket, gradients.array))
 

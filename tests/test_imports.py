@@ -30,6 +30,7 @@ LAYERS = (
     ("residency",),
     ("zero",),
     ("wire_format",),
+    ("partial_gradients", "slices"),
     ("parallel",),
     ("schedule", "stage"),
     ("launch",),

@@ -40,9 +40,8 @@ GLOBAL_BATCH, LENGTH, SEED = 8, 11, 5
 
 def run_config(case: dict[str, Any], grid: bool) -> RunConfig:
     """The configuration of a case; without `grid`, of the same training in one process."""
-    parallel = {
-        key: case[key] for key in ("dp", "pp", "tp", "zero", "schedule", "chunks", "rank_order") if key in case
-    }
+    keys = ("dp", "pp", "tp", "zero", "schedule", "chunks", "rank_order", "sequence_parallel")
+    parallel = {key: case[key] for key in keys if key in case}
     model = spine.model_config(SHAPES[case["shape"]]).model_dump(exclude_none=True)
     return build(
         {
