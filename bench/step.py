@@ -1,8 +1,9 @@
-"""A whole training step (forward, backward, clipping, AdamW) of the product's own trainer, and the FMA peak.
+"""A whole training step (forward, backward, clipping, AdamW) of the product's own trainer, and the peak for it.
 
     python -m bench.step --preset gpt2-124m --batch 4 --length 256
 
-The peak is probed before and after in the same process; MFU is model FLOPs (`pytrain.flops`) over it.
+The peak is that of products of this type (dot products of pairs for bf16, where the instruction set has them), probed
+before and after in the same process; MFU is model FLOPs (`pytrain.flops`) over it.
 """
 
 import statistics
@@ -35,7 +36,7 @@ def command(preset: str, batch: int, length: int, steps: int, accumulate: int, d
     from pytrain.train import Trainer
 
     device = native().CpuDevice()
-    before = peak_gflops(device)
+    before = peak_gflops(device, dtype)
     with tempfile.TemporaryDirectory() as name:
         config = synthetic_run(
             Path(name),
@@ -62,7 +63,7 @@ def command(preset: str, batch: int, length: int, steps: int, accumulate: int, d
                 times.append(metrics.step_s)
                 shares.append(1 - trainer.last_result.native_seconds / metrics.step_s)
             kinds = {kind: trainer.device.bytes_in_use(kind) for kind in trainer.device.memory_kinds}
-    after = peak_gflops(device)
+    after = peak_gflops(device, dtype)
     seconds = statistics.median(times)
     rate = batch * accumulate * length / seconds
     flops = model_flops(config.model, length) * rate

@@ -36,7 +36,7 @@ struct StageConfig {
     bool training = true;              // else no backward: one layer's activations are kept
     bool defer_weight = false;         // backward_weight may come long after backward_input
     std::vector<Recompute> recompute;  // one per layer of the model
-    std::int64_t head_chunk = 256;     // rows of logits that exist at a time
+    std::int64_t head_chunk = 0;       // rows of logits that exist at a time; 0: as many as kLogitsBytes hold
 
     bool gathers() const { return sequence_parallel && tp_size > 1; }
 };
@@ -44,6 +44,10 @@ struct StageConfig {
 // Rows of the residual stream that this rank holds, of batch * length: all, or its part under sequence parallelism,
 // which cuts the flattened rows and not each sequence, so that one sequence is enough and no length has to divide.
 Range stream_rows(const StageConfig&);
+
+// Every chunk of logits packs the head's matrix twice and adds to the whole of its gradient, which is worth much more
+// memory than a chunk is, up to this much.
+constexpr std::int64_t kLogitsBytes = std::int64_t{128} << 20;
 
 // A named piece of the arena: offsets are bytes from its start.
 struct ArenaEntry {
@@ -94,6 +98,7 @@ struct Arena {
     Place dout, dactive;  // (rows, heads*head_size), (rows, ffn)
     Place delta;          // (batch, heads, length) fp32
     Place logits;         // (head_chunk, vocabulary slice)
+    std::int64_t head_chunk = 0;
 
 private:
     Place add(const std::string& name, Lifetime, std::int64_t elements, DType, std::int64_t copies);
