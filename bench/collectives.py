@@ -8,7 +8,6 @@ blocking call; `auto` takes what a table says that the same ranks measured just 
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -133,7 +132,7 @@ def command(ranks: tuple[int, ...], largest: int, rounds: int, json_path: Path |
                 env={**os.environ, **settings, "OMP_NUM_THREADS": "1"},
                 check=True,
             )
-            results += json.loads(part.read_text(encoding="utf-8"))["cases"]
+            results += _record.read(part)["cases"]
     _write(json_path, list(ranks), largest, rounds, results)
 
 
