@@ -45,6 +45,9 @@ class StepResult:
     """Wall time inside native calls and waiting for other ranks; the rest of the step is Python's."""
     executed: Program
     """The actions, in the order in which they were done."""
+    in_flight: int
+    """Most micro-batches, summed over this rank's stages, that were between their forward pass and the end of their
+    backward pass at once."""
 
     @property
     def loss(self) -> float:
@@ -79,6 +82,8 @@ class Engine:
         }
         self._sends: dict[tuple[Kind, int, int | None], Handle] = {}
         self._native_seconds = 0.0
+        self._in_flight: set[tuple[int, int]] = set()
+        self._most_in_flight = 0
 
     def run(
         self,
@@ -102,6 +107,9 @@ class Engine:
         """
         training = any(action.kind is Kind.UPDATE for action in program)
         self._native_seconds = 0.0
+        self._in_flight.clear()
+        self._most_in_flight = 0
+        executed: list[Action] = []
         self._prepare(batches, loss_scale, training)
         last_weight = {action.stage: index for index, action in enumerate(program) if action.kind in WEIGHT_GRADIENT}
         update = None
@@ -113,9 +121,12 @@ class Engine:
                 self._compute(action, batches, "train" if training else "evaluate", final)
             else:
                 self._timed(lambda action=action: self._exchange(action))  # type: ignore[misc]
+            executed.append(action)
         sums = self._own_sums()
         self.groups.world.all_reduce(sums)
-        return StepResult(float(sums[0]), int(sums[1]), update, self._native_seconds, program)
+        return StepResult(
+            float(sums[0]), int(sums[1]), update, self._native_seconds, tuple(executed), self._most_in_flight
+        )
 
     def _prepare(self, batches: Sequence[Batch], loss_scale: float, training: bool) -> None:
         count = np.array([sum(int(np.count_nonzero(batch.targets >= 0)) for batch in batches)], np.float64)
@@ -150,13 +161,18 @@ class Engine:
         stage, passes = self.stages[action.stage], self._passes[action.stage]
         slot = action.microbatch % stage.native.slots if action.slot is None else action.slot
         ready = self._bucket_ready(action.stage, final)
+        key = (action.stage, action.microbatch)
         if action.kind is Kind.FORWARD:
+            self._in_flight.add(key)
+            self._most_in_flight = max(self._most_in_flight, len(self._in_flight))
             stage.load_batch(slot, batches[action.microbatch])
             self._timed(lambda: passes.forward(slot, pass_))
         elif action.kind is Kind.BACKWARD_WEIGHT:
             self._timed(lambda: passes.backward_weight(slot, ready))
         else:
             self._timed(lambda: self._backward(action, slot, ready))
+        if action.kind in WEIGHT_GRADIENT or pass_ == "evaluate":
+            self._in_flight.remove(key)
 
     def _backward(self, action: Action, slot: int, ready: BucketReady | None) -> None:
         """B or I: the gradient of what left the stage becomes that of what entered it."""

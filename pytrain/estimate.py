@@ -17,6 +17,7 @@ from pytrain.rank import Plan
 from pytrain.residency import Extent, gradient_buffers, weight_buffers
 from pytrain.stage import native_policy, native_shape, segments_of
 from pytrain.training_state import checkpoint_entries
+from pytrain.wire_format import WIRE_BUFFERS, wire_elements
 
 if TYPE_CHECKING:
     from pytrain.config import RunConfig
@@ -66,9 +67,14 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
         shard = sum(layout.shard_elements(bucket, stage.shards) for bucket in range(len(layout.buckets)))
         kinds["weights"] += shard * (stage.shards if zero < 3 else 1) * ITEM_BYTES[policy.weights]
         kinds["gradients"] += shard * (stage.shards if zero < 2 else 1) * ITEM_BYTES[policy.gradients]
+        if policy.gradient_reduction != policy.gradients and config.parallel.dp > 1:
+            size = ITEM_BYTES[policy.gradient_reduction]
+            kinds["staging"] += WIRE_BUFFERS * wire_elements(layout, stage.shards) * size
         kinds["master"] += 0 if policy.master == policy.weights else shard * ITEM_BYTES[policy.master]
         kinds["optimizer"] += 2 * shard * ITEM_BYTES["fp32"]
-        kinds["staging"] += stage.gradient_buffers * rows * config.model.hidden * ITEM_BYTES[policy.activations]
+        first, last = native().balanced(rows, stage.tp_rank, stage.tp_size) if stage.sequence_parallel else (0, rows)
+        stream = (last - first) * config.model.hidden * ITEM_BYTES[policy.activations]
+        kinds["staging"] += stage.gradient_buffers * stream
         arena, table = native().plan_arena(
             shape,
             policy,
@@ -81,6 +87,7 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
             tp_size=stage.tp_size,
             slots=stage.slots,
             defer_weight=stage.defer_weight,
+            sequence_parallel=stage.sequence_parallel,
         )
         kinds["activations"] += arena
         for row in table:

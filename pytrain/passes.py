@@ -3,13 +3,34 @@
 With one tensor-parallel rank a pass is a single native call. With more, a pass stops where a row-parallel product has
 left this rank's part (`partial`), where the gradient of a norm's output is one rank's part (`dnorm`), and where the
 loss needs the statistics of every vocabulary slice. The sum of `dnorm` travels while the weight gradient is computed.
+
+What this costs on the wire, per micro-batch and stage, in arrays of (rows, hidden) activations that all tp ranks send
+(tp - 1)/tp of: a reduce-scatter or an all-gather is one such array, an all-reduce by the best algorithms two.
+
+                        all-reduce                     sequence parallelism
+    forward, a layer    2 (attention, mlp)    = 4      2 reduce-scatters, 2 gathers of norm outputs    = 4
+    backward, a layer   2                     = 4      2 gathers of the stream's gradient,
+                                                       2 reduce-scatters                               = 4
+                                                       2 norm outputs gathered again                   + 2
+    embedding           1 forward             = 2      1 reduce-scatter, 1 gather in backward          = 2
+    head                1 backward            = 2      1 gather, 1 reduce-scatter in backward          = 2
+                                                       1 norm output gathered again, unless this
+                                                       micro-batch's backward follows its forward      (+ 1)
+    full recompute      1 a layer more        = 2      1 reduce-scatter, 1 gather: of the 2 norm
+                                                       outputs only attention's is gathered yet again  = 2
+
+So sequence parallelism sends 8 L + 4 arrays as the all-reduce does, and 2 L (+ 1) beside them: that is the price of
+keeping a norm's output on no rank (Megatron-LM's, arXiv 2205.05198). Once a step replicated gradients are summed over
+the ranks (`pytrain.partial_gradients`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
+
+from pytrain.slices import WholeRows, sliced_ops
 
 if TYPE_CHECKING:
     from pytrain.collectives import Group
@@ -18,9 +39,6 @@ if TYPE_CHECKING:
 
 BucketReady = Callable[[int], None]
 """Called with the index of a bucket once all of its gradients of this micro-batch are there."""
-
-LEAVES_PARTIAL = frozenset(("embed", "attention", "mlp"))
-LEAVES_DNORM = frozenset(("attention", "mlp", "head"))
 
 
 class Passes:
@@ -36,114 +54,64 @@ class Passes:
         self.stage = stage
         self.group = group
         self.loans = loans
-        self._kinds = {op: stage.shape.op_name(op).split()[-1] for op in range(stage.first_op, stage.last_op)}
-        self._half = stage.half
+        self._sliced: WholeRows | None = sliced_ops(stage, group) if group.size > 1 else None
 
     def forward(self, slot: int, pass_: str) -> None:
         """All ops of the stage; `pass_` is "train" or "evaluate"."""
         stage = self.stage
-        if self.group.size == 1 and self.loans is None:
+        if self.loans is not None:
+            self._forward_on_loan(slot, pass_, self.loans)
+        elif self._sliced is not None:
+            self._sliced.forward(slot, stage.first_op, stage.last_op, pass_)
+            stage.native.finish_forward(slot)
+        else:
             stage.forward(slot, pass_)
-            return
+
+    def _forward_on_loan(self, slot: int, pass_: str, loans: Loans) -> None:
+        """A segment at a time, since no more of the weights is there."""
+        stage = self.stage
         for segment, following in zip(stage.segments, (*stage.segments[1:], None), strict=True):
             # With one slice the head takes its gradients while it has the logits, that is in the forward pass.
-            fills = pass_ == "train" and self.group.size == 1 and segment.last_op == stage.shape.op_count
-            with self._lent(segment, following, fills):
-                self._forward_ops(slot, segment.first_op, segment.last_op, pass_)
-                if self.group.size > 1 and self.loans is not None:
+            fills = pass_ == "train" and self._sliced is None and segment.last_op == stage.shape.op_count
+            with loans.segment(segment, following, fills):
+                if self._sliced is not None:
+                    self._sliced.forward(slot, segment.first_op, segment.last_op, pass_)
                     stage.native.finish_segment(slot, segment.last_op)
-        if self.group.size > 1 and self.loans is None:
-            stage.native.finish_forward(slot)
-
-    def _forward_ops(self, slot: int, begin: int, end: int, pass_: str) -> None:
-        """Ops [begin, end), with the cuts between them."""
-        stage = self.stage
-        if self.group.size == 1:
-            for op in range(begin, end):
-                stage.native.forward(slot, op, op + 1, pass_)
-                self._poll()
-            return
-        for op in range(begin, end):
-            kind = self._kinds[op]
-            if kind in LEAVES_PARTIAL:
-                stage.native.forward(slot, begin, op + 1, pass_)
-                self.group.all_reduce(stage.native.partial, self._half)
-            elif kind == "head":
-                stage.native.forward(slot, begin, op + 1, pass_)
-                self.group.all_gather(stage.native.statistics(slot))
-            else:
-                continue
-            begin = op + 1
-        stage.native.forward(slot, begin, end, pass_)
+                    continue
+                for op in range(segment.first_op, segment.last_op):
+                    stage.native.forward(slot, op, op + 1, pass_)
+                    loans.poll()
 
     def backward(self, slot: int, bucket_ready: BucketReady | None = None) -> None:
         """All ops in reverse, each weight gradient straight after its input gradient."""
-        stage = self.stage
-        if self.group.size == 1 and bucket_ready is None and self.loans is None:
+        stage, loans = self.stage, self.loans
+        if self._sliced is None and bucket_ready is None and loans is None:
             stage.backward(slot)
             return
         segments = stage.segments
         for segment, following in zip(reversed(segments), (*reversed(segments[:-1]), None), strict=True):
-            with self._lent(segment, following, fills=True):
-                self._backward_ops(slot, segment.first_op, segment.last_op)
+            with nullcontext() if loans is None else loans.segment(segment, following, fills=True):
+                self._backward_ops(slot, segment)
             if bucket_ready is not None:
                 bucket_ready(segment.bucket)
+
+    def _backward_ops(self, slot: int, segment: Segment) -> None:
+        native = self._sliced or self.stage.native
+        if self.loans is None or self._sliced is not None:
+            native.backward(slot, segment.first_op, segment.last_op)
+            return
+        for op in reversed(range(segment.first_op, segment.last_op)):
+            native.backward(slot, op, op + 1)
+            self.loans.poll()
 
     def backward_input(self, slot: int) -> None:
         """Input gradients of all ops in reverse; `backward_weight` has to follow some time."""
         stage = self.stage
-        if self.group.size == 1:
-            stage.native.backward_input(slot, stage.first_op, stage.last_op)
-            return
-        for op in reversed(self._kinds):
-            stage.native.backward_input(slot, op, op + 1)
-            if self._kinds[op] in LEAVES_DNORM:
-                self.group.all_reduce(stage.native.dnorm, self._half)
+        (self._sliced or stage.native).backward_input(slot, stage.first_op, stage.last_op)
 
     def backward_weight(self, slot: int, bucket_ready: BucketReady | None = None) -> None:
-        """Weight gradients of all ops in reverse. Nothing of it crosses ranks."""
+        """Weight gradients of all ops in reverse."""
         for segment in reversed(self.stage.segments):
-            self.stage.native.backward_weight(slot, segment.first_op, segment.last_op)
+            (self._sliced or self.stage.native).backward_weight(slot, segment.first_op, segment.last_op)
             if bucket_ready is not None:
                 bucket_ready(segment.bucket)
-
-    def _backward_ops(self, slot: int, begin: int, end: int) -> None:
-        """Ops [begin, end) in reverse, with the cuts between them."""
-        stage = self.stage
-        if self.group.size == 1 and self.loans is None:
-            stage.native.backward(slot, begin, end)
-            return
-        if self.group.size == 1:
-            for op in reversed(range(begin, end)):
-                stage.native.backward(slot, op, op + 1)
-                self._poll()
-            return
-        for op in reversed(range(begin, end)):
-            kind = self._kinds[op]
-            if kind == "mlp":
-                self._recompute_layer(slot, op)
-            stage.native.backward_input(slot, op, op + 1)
-            if kind not in LEAVES_DNORM:
-                stage.native.backward_weight(slot, op, op + 1)
-                continue
-            summing = self.group.start_all_reduce(stage.native.dnorm, self._half)
-            stage.native.backward_weight(slot, op, op + 1)
-            summing.wait()
-
-    def _recompute_layer(self, slot: int, mlp: int) -> None:
-        """The forward of a layer again, with its cut, where the policy keeps only the layer's input."""
-        stage = self.stage
-        if stage.recompute != "full":
-            return
-        begin = max(mlp - 3, stage.first_op)
-        for op in range(begin, mlp + 1):
-            stage.native.recompute(slot, op, op + 1)
-            if self._kinds[op] == "attention":
-                self.group.all_reduce(stage.native.partial, self._half)
-
-    def _lent(self, segment: Segment, following: Segment | None, fills: bool) -> AbstractContextManager[None]:
-        return nullcontext() if self.loans is None else self.loans.segment(segment, following, fills)
-
-    def _poll(self) -> None:
-        if self.loans is not None:
-            self.loans.poll()

@@ -43,6 +43,7 @@ class StagePlan:
     zero: int
     """What lies as shards: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
     defer_weight: bool
+    sequence_parallel: bool
 
 
 class Plan:
@@ -82,6 +83,7 @@ class Plan:
                     parallel.dp if parallel.zero else 1,
                     parallel.zero if parallel.dp > 1 else 0,  # one replica has nobody to share with
                     parallel.schedule == "zero-bubble" and parallel.pp > 1,
+                    parallel.sequence_parallel,
                 )
             )
         return plans
@@ -163,4 +165,5 @@ class RankModel:
             whole_weights=plan.zero < 3,
             whole_gradients=plan.zero < 2,
             defer_weight=plan.defer_weight,
+            sequence_parallel=plan.sequence_parallel,
         )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from numpy.typing import NDArray
 
 from pytrain.native import native
+from pytrain.partial_gradients import sum_partial
 from pytrain.stage import Segment
 from pytrain.zero import StageState
 
@@ -181,9 +182,8 @@ class CollectedGradients:
         """All that this micro-batch adds to the bucket is there: send it on its way."""
         buffer = self._open.pop((state, bucket))
         state.stage.native.bind_gradients(bucket, 0)
-        state.sum_over_slices(bucket, buffer)
-        bounds = state.bounds(bucket)
-        handle = state.groups.dp.start_reduce_scatter(buffer.array[: bounds[-1]], bounds, state.stage.half)
+        sum_partial(state.stage, bucket, buffer, state.groups)
+        handle = state.start_sum(bucket, buffer.array[: state.bounds(bucket)[-1]])
         self._travelling.append(_Travelling(state, bucket, buffer, handle))
 
     def finish(self) -> None:

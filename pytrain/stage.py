@@ -145,6 +145,7 @@ class Stage:
         last_op: the one after its last; None for all that follow.
         tp_rank: which tensor-parallel slice.
         tp_size: how many slices there are.
+        sequence_parallel: whether slices hold their rows of the residual stream instead of all.
         slots: micro-batches that may be between forward and backward at once.
         shards: parts of equal size that each bucket is cut in; buffers are padded to a multiple of it.
         whole_weights: False leaves it to the caller to bind weights before ops that need them.
@@ -169,6 +170,7 @@ class Stage:
         last_op: int | None = None,
         tp_rank: int = 0,
         tp_size: int = 1,
+        sequence_parallel: bool = False,
         slots: int = 1,
         shards: int = 1,
         whole_weights: bool = True,
@@ -184,6 +186,7 @@ class Stage:
         self.first_op = first_op
         self.last_op = self.shape.op_count if last_op is None else last_op
         self.tp_rank, self.tp_size = tp_rank, tp_size
+        self.sequence_parallel = sequence_parallel and tp_size > 1
         self.shards, self.recompute = shards, recompute
         self.whole_weights, self.whole_gradients = whole_weights, whole_gradients
         self.native: _native.Stage = native().Stage(
@@ -200,6 +203,7 @@ class Stage:
             slots=slots,
             training=training,
             defer_weight=defer_weight,
+            sequence_parallel=sequence_parallel,
         )
         self.layout: _native.Layout = self.native.layout
         self.segments = segments_of(self.shape, self.layout, self.first_op, self.last_op)

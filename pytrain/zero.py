@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from pytrain.native import native
 from pytrain.parallel import Groups
+from pytrain.partial_gradients import sum_partial
 from pytrain.stage import Stage
+from pytrain.wire_format import WireFormat, wire_elements
 
 if TYPE_CHECKING:
     from pytrain import _native
@@ -66,6 +68,8 @@ class StageState:
         self.second = self._buffers("fp32", "optimizer")
         self.weight_shards = [] if stage.whole_weights else self._buffers(policy.weights, "weights")
         self.gradient_shards = [] if stage.whole_gradients else self._buffers(policy.gradients, "gradients")
+        travel_as = policy.gradient_reduction if groups.dp.size > 1 else policy.gradients
+        self.wire = WireFormat(stage.device, policy.gradients, travel_as, wire_elements(layout, self.shards))
         self._reducing: list[Handle] = []
         self._reduced: set[int] = set()
 
@@ -145,27 +149,24 @@ class StageState:
         for buffer in self.gradient_shards or self.stage.gradients:
             self.stage.device.fill(buffer.array, 0.0, self.stage.half)
 
-    def sum_over_slices(self, bucket: int, gradients: _native.Buffer) -> None:
-        """Add what tensor-parallel ranks hold of the same elements, in a buffer laid out like the bucket."""
-        stage = self.stage
-        for spec in stage.layout.tensors:
-            if spec.bucket == bucket and spec.sum_over_sharing:
-                self.groups.sharing.all_reduce(stage.slice_of(gradients, spec), stage.half)
-
     def start_reduction(self, bucket: int) -> None:
         """Sum the gradients of a bucket over the data-parallel group; `finish_reduction` waits for it."""
         if self.gradient_shards or bucket in self._reduced:
             return  # shards are summed as the buckets come back from the passes
         self._reduced.add(bucket)
         gradients = self.stage.gradients[bucket]
-        self.sum_over_slices(bucket, gradients)
-        dp = self.groups.dp
-        if dp.size == 1:
-            return
-        if self.shards > 1:
-            self._reducing.append(dp.start_reduce_scatter(gradients.array, self.bounds(bucket), self.stage.half))
-        else:
-            self._reducing.append(dp.start_all_reduce(gradients.array, self.stage.half))
+        sum_partial(self.stage, bucket, gradients, self.groups)
+        if self.groups.dp.size > 1:
+            self._reducing.append(self.start_sum(bucket, gradients.array))
+
+    def start_sum(self, bucket: int, whole: NDArray[Any]) -> Handle:
+        """Sum an array laid out like the bucket over the replicas; with several shards, this rank's alone."""
+        dp, half = self.groups.dp, self.wire.half
+        if self.shards == 1:
+            return self.wire.start(whole, slice(0, whole.size), lambda array: dp.start_all_reduce(array, half))
+        bounds = self.bounds(bucket)
+        part = slice(bounds[self.shard], bounds[self.shard + 1])
+        return self.wire.start(whole, part, lambda array: dp.start_reduce_scatter(array, bounds, half))
 
     def reduce_all(self) -> None:
         """Start the buckets whose reduction has not begun."""

@@ -191,7 +191,15 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
             ["parallel.zero=3", "parallel.dp=2", "sample.every=5", 'sample.prompts=["a"]'],
             "no rank holds the whole model with parallel.zero 3",
         ),
-        (["parallel.sequence_parallel=true"], "parallel.sequence_parallel is not there in this version"),
+        (
+            ["precision.gradient_reduction=fp16", "precision.gradients=bf16"],
+            "are two 16-bit types, and neither holds what the other does",
+        ),
+        (
+            ["parallel.sequence_parallel=true", "parallel.tp=9", "batch.micro_batch=1", "data.sequence_length=8"],
+            "parallel.sequence_parallel splits the 8 tokens of a micro-batch (batch.micro_batch * "
+            "data.sequence_length) over parallel.tp (9) ranks",
+        ),
         (["parallel.chunks=2"], 'parallel.chunks is 2, but only schedule "interleaved" has several per rank'),
         (['parallel.schedule="interleaved"'], "must both be at least 2 for interleaved"),
         (

@@ -29,6 +29,8 @@ LAYERS = (
     ("passes",),
     ("residency",),
     ("zero",),
+    ("wire_format",),
+    ("partial_gradients", "slices"),
     ("parallel",),
     ("schedule", "stage"),
     ("launch",),

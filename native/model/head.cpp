@@ -64,9 +64,9 @@ void Stage::loss_forward(std::int64_t slot, Pass pass) {
 }
 
 void Stage::head_backward_input(std::int64_t slot) {
-    const std::size_t bytes = static_cast<std::size_t>(rows_ * shape_.hidden) * size_of(policy_.activations);
-    device_.zero(activation(arena_.dresidual, 0).data, bytes, device_.compute_queue());
+    device_.zero(dresidual().data, stream_bytes(), device_.compute_queue());
     if (config_.tp_size == 1) return;
+    norm_output(slot, ops_.final_norm());  // refuses one that was to be gathered again and was not
     for (std::int64_t first = 0; first < rows_; first += config_.head_chunk) {
         const HeadChunk chunk = head_chunk(slot, first);
         head_logits(chunk);

@@ -69,9 +69,9 @@ void row_backward_input(Device& device, const Parameters& parameters, const Prod
 }
 
 void row_backward_weight(Device& device, const Parameters& parameters, const Product& product, std::int64_t rows,
-                         Tensor dy, Tensor x) {
+                         Tensor dy, Tensor x, Range bias_rows) {
     weight_gradient(device, parameters, product.weight, rows, x, product.in, dy, product.out);
-    bias_gradient(device, parameters, product, rows, dy);
+    bias_gradient(device, parameters, product, bias_rows.size(), dy.at(bias_rows.begin * product.out));
 }
 
 }  // namespace pytrain

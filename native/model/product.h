@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "device.h"
+#include "model/layout.h"
 
 namespace pytrain {
 
@@ -27,6 +28,8 @@ void column_backward_input(Device&, const Parameters&, const Product&, std::int6
 void column_backward_weight(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor dy, Tensor x);
 void row_forward(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor y, Tensor x, const RowEpilogue&);
 void row_backward_input(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor dx, Tensor dy);
-void row_backward_weight(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor dy, Tensor x);
+// The bias is replicated: its gradient is that of `bias_rows`, all of them unless other ranks take the rest.
+void row_backward_weight(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor dy, Tensor x,
+                         Range bias_rows);
 
 }  // namespace pytrain

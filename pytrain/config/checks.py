@@ -200,19 +200,24 @@ def _samples_need_whole_weights(every: int, zero: int, dp: int) -> str | None:
     )
 
 
-def _no_sequence_parallelism(sequence_parallel: bool) -> str | None:
-    """The one place that holds this version to whole norms on every tensor-parallel rank."""
-    if not sequence_parallel:
-        return None
-    return "parallel.sequence_parallel is not there in this version; set it to false"
-
-
-def _reduction_as_stored(reduction: str, gradients: str, dp: int) -> str | None:
-    if dp == 1 or reduction == gradients:
+def _rows_for_sequence_parallelism(
+    sequence_parallel: bool, tp: int, micro_batch: int, sequence_length: int
+) -> str | None:
+    rows = micro_batch * sequence_length
+    if not sequence_parallel or rows >= tp:
         return None
     return (
-        f'precision.gradient_reduction ("{reduction}") differs from precision.gradients ("{gradients}"), and '
-        f"gradients travel as they are stored in this version; make them equal"
+        f"parallel.sequence_parallel splits the {rows} tokens of a micro-batch (batch.micro_batch * "
+        f"data.sequence_length) over parallel.tp ({tp}) ranks, which leaves some without any; set it to false"
+    )
+
+
+def _one_16_bit_type(reduction: str, gradients: str) -> str | None:
+    if reduction == gradients or "fp32" in (reduction, gradients):
+        return None
+    return (
+        f'precision.gradient_reduction ("{reduction}") and precision.gradients ("{gradients}") are two 16-bit types, '
+        f'and neither holds what the other does; make them equal, or one of them "fp32"'
     )
 
 
@@ -262,8 +267,11 @@ RUN_CHECKS = (
     Check(("sample.every", "sample.prompts"), _something_to_sample),
     Check(("parallel.zero", "parallel.schedule", "model.tied_head", "parallel.pp"), _zero_with_pipeline),
     Check(("sample.every", "parallel.zero", "parallel.dp"), _samples_need_whole_weights),
-    Check(("parallel.sequence_parallel",), _no_sequence_parallelism),
-    Check(("precision.gradient_reduction", "precision.gradients", "parallel.dp"), _reduction_as_stored),
+    Check(
+        ("parallel.sequence_parallel", "parallel.tp", "batch.micro_batch", "data.sequence_length"),
+        _rows_for_sequence_parallelism,
+    ),
+    Check(("precision.gradient_reduction", "precision.gradients"), _one_16_bit_type),
     Check(("sample.every", "parallel.pp", "parallel.tp"), _samples_need_one_rank),
     Check(("parallel.chunks", "parallel.schedule", "parallel.pp"), _chunks_for_interleaving),
     Check(("recompute.policy", "parallel.schedule", "parallel.pp"), _full_recompute_now),

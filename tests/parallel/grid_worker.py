@@ -23,6 +23,7 @@ from pytrain.data.loader import Batch
 from pytrain.estimate import rank_memory
 from pytrain.feeding import replica_batches
 from pytrain.rank import RankModel
+from pytrain.schedule import check
 from pytrain.zero import StageState
 from tests import reference, spine
 from tests.reference_cases import GPT2, LLAMA
@@ -39,9 +40,8 @@ GLOBAL_BATCH, LENGTH, SEED = 8, 11, 5
 
 def run_config(case: dict[str, Any], grid: bool) -> RunConfig:
     """The configuration of a case; without `grid`, of the same training in one process."""
-    parallel = {
-        key: case[key] for key in ("dp", "pp", "tp", "zero", "schedule", "chunks", "rank_order") if key in case
-    }
+    keys = ("dp", "pp", "tp", "zero", "schedule", "chunks", "rank_order", "sequence_parallel")
+    parallel = {key: case[key] for key in keys if key in case}
     model = spine.model_config(SHAPES[case["shape"]]).model_dump(exclude_none=True)
     return build(
         {
@@ -51,7 +51,10 @@ def run_config(case: dict[str, Any], grid: bool) -> RunConfig:
             "data": {"train": ["unused"], "sequence_length": LENGTH},
             "batch": {"micro_batch": 1, "global_batch": GLOBAL_BATCH},
             "learning_rate": {"peak": 1e-3},
-            "precision": {"dtype": case.get("dtype", "fp32")},
+            "precision": {
+                "dtype": case.get("dtype", "fp32"),
+                "gradient_reduction": case.get("gradient_reduction", "fp32") if grid else "fp32",
+            },
             "recompute": {"policy": case.get("recompute", "none")},
             "parallel": parallel if grid else {},
         }
@@ -80,12 +83,13 @@ def train(case: dict[str, Any], world: Group, grid: bool) -> dict[str, Any]:
         load(state, weights)
     start = owned(model, "weights")
     source = source_of(shape) if model.needs_tokens else None
-    losses, gradients, executed = [], {}, None
+    losses, gradients, executed, in_flight = [], {}, None, 0
     for step in range(int(case.get("steps", 20))):
         batches = replica_batches(source, model.groups, 0, config.micro_batches, 1, LENGTH)
         result = model.engine.run(model.training_program, batches, learning_rate=1e-3 * min(1, (step + 1) / 5))
         losses.append(result.loss)
         executed = [str(action) for action in result.executed]
+        in_flight = result.in_flight
         if step == 0:
             gradients = owned(model, "gradients")
     evaluated = model.engine.run(
@@ -104,6 +108,8 @@ def train(case: dict[str, Any], world: Group, grid: bool) -> dict[str, Any]:
         "weights": owned(model, "weights"),
         "replicated": replicas,
         "executed": executed,
+        "in_flight": in_flight,
+        "planned_in_flight": check(model.plan.training).peaks[model.grid.pp_rank].forward_weight,
         "program": [str(action) for action in model.training_program],
     }
 
@@ -192,6 +198,8 @@ def compare(case: dict[str, Any], ranks: list[dict[str, Any]], alone: dict[str, 
         "memory": all(rank["memory"] for rank in ranks),
         "same_losses": all(rank["losses"] == ranks[0]["losses"] for rank in ranks),
         "executed": all(rank["executed"] == rank["program"] for rank in ranks),
+        "in_flight": [rank["in_flight"] for rank in ranks],
+        "planned_in_flight": [rank["planned_in_flight"] for rank in ranks],
     }
 
 
