@@ -1,8 +1,9 @@
-"""What this machine can do at most: fused multiply-adds on registers, reading and copying memory.
+"""What this machine can do at most: multiply-adds on registers, reading and copying memory.
 
     python -m bench.peak
 
-The FLOPs are those of the instruction set in use (PYTRAIN_ISA forces one); other benchmarks divide by them.
+The FLOPs are those of the instruction set in use (PYTRAIN_ISA forces one): fused multiply-adds of fp32, dot
+products of bf16 pairs where it has them. Other benchmarks divide by them.
 Every number is the best of several runs: a machine shared with others only ever looks slower than it is.
 """
 
@@ -36,13 +37,15 @@ def best_seconds(work: Callable[[], object], runs: int) -> float:
     return min(times)
 
 
-def peak_gflops(device: CpuDevice, runs: int = 5, seconds: float = 0.05) -> float:
-    """GFLOP/s of fused multiply-adds on all of the device's threads together, in runs of about `seconds`."""
-    repeats = 100_000
-    while (elapsed := best_seconds(partial(device.peak_flops, repeats), 1)) < seconds / 2:
-        repeats = round(repeats * min(10.0, seconds / elapsed))
-    flops = device.peak_flops(repeats)
-    return flops / best_seconds(partial(device.peak_flops, repeats), runs) / 1e9
+def peak_gflops(device: CpuDevice, dtype: str = "fp32", runs: int = 5, seconds: float = 0.05) -> float:
+    """GFLOP/s of the multiply-adds that products of `dtype` are made of, on all of the device's threads together.
+
+    Dot products of bf16 pairs where the instruction set in use has them, else fp32, in runs of about `seconds`.
+    """
+    work = partial(device.peak_flops, 100_000, dtype)
+    while (elapsed := best_seconds(work, 1)) < seconds / 2:
+        work = partial(device.peak_flops, round(work.args[0] * min(10.0, seconds / elapsed)), dtype)
+    return work() / best_seconds(work, runs) / 1e9
 
 
 def bandwidth(device: CpuDevice, mebibytes: int, runs: int = 5) -> tuple[float, float]:
@@ -74,11 +77,12 @@ def command(threads: int | None, mebibytes: int) -> None:
     most = threads or device_class().threads
     isa = device_class(threads=1).isa
     print(f"instruction set {isa}; memory: arrays of {mebibytes} MiB, copying counts bytes read and written")
-    print(f"{'threads':>8} {'GFLOP/s':>9} {'read GB/s':>10} {'copy GB/s':>10}")
+    print(f"{'threads':>8} {'fp32 GFLOP/s':>13} {'bf16 GFLOP/s':>13} {'read GB/s':>10} {'copy GB/s':>10}")
     for count in thread_counts(most):
         device = device_class(threads=count)
         read, copy = bandwidth(device, mebibytes)
-        print(f"{count:>8} {peak_gflops(device):>9.1f} {read:>10.1f} {copy:>10.1f}", flush=True)
+        fp32, bf16 = peak_gflops(device), peak_gflops(device, "bf16")
+        print(f"{count:>8} {fp32:>13.1f} {bf16:>13.1f} {read:>10.1f} {copy:>10.1f}", flush=True)
 
 
 def main(arguments: list[str]) -> None:

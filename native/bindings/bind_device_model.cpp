@@ -124,15 +124,23 @@ void loss_forward(CpuDevice& device, const Array& scalars, const Array& lse, con
 }
 
 void loss_backward(CpuDevice& device, const Array& logits, const Array& lse, const Array& targets, const Array& scalars,
-                   std::int64_t vocabulary_begin, const std::string& half) {
+                   std::int64_t vocabulary_begin, const std::string& half, const Object& dlogits) {
     check(logits.ndim() == 2, "logits: must be (rows, width), not ", text_of(shape_of(logits)));
     const std::int64_t rows = logits.shape(0), width = logits.shape(1);
     const Tensor slice = Arguments(half).flat("logits", logits, true);
+    Tensor gradient = slice;
+    std::int64_t stride = width;
+    if (!dlogits.is_none()) {
+        const auto array = py::cast<Array>(dlogits);
+        gradient = Arguments(half).rows("dlogits", array, 2, true);
+        check_shape("dlogits", array, shape_of(logits));
+        stride = stride_of(array, 0);
+    }
     const float* const sums = plain<float>("lse", lse, {rows});
     const std::int32_t* const wanted = plain<std::int32_t>("targets", targets, {rows});
     const StepScalars* const scale = scalars_of(scalars, false);
     const Release release;
-    device.loss_backward(slice, sums, wanted, scale, rows, width, vocabulary_begin, nullptr);
+    device.loss_backward(gradient, stride, slice, sums, wanted, scale, rows, width, vocabulary_begin, nullptr);
 }
 
 // --- optimizer ------------------------------------------------------------------------------------
@@ -228,8 +236,9 @@ void bind_device_model(py::class_<CpuDevice, Device>& device) {
              py::arg("targets"),
              "Merges statistics (slices, rows, 3): lse (rows); loss_sum and target_count of scalars (6) float64 grow.")
         .def("loss_backward", &loss_backward, py::arg("logits"), py::arg("lse"), py::arg("targets"), py::arg("scalars"),
-             py::arg("vocabulary_begin") = 0, half,
-             "logits (rows, width) become their gradient, times scalars' gradient_scale.")
+             py::arg("vocabulary_begin") = 0, half, py::arg("dlogits") = py::none(),
+             "The gradient of logits (rows, width), times scalars' gradient_scale, in their place or in dlogits, whose "
+             "rows may begin where those of logits do.")
         .def("sum_squares", &sum_squares, py::arg("sum"), py::arg("x"), half, "sum (1) float64 += sum of squares of x.")
         .def("sum_squares_each", &sum_squares_each, py::arg("sum"), py::arg("arrays"), half,
              "sum_squares of one array after another.")

@@ -7,6 +7,7 @@
 // positions the scores are 3 % of GPT-2's FLOPs, so what the second look costs is about 1 % of a step.
 #include <cmath>
 
+#include "core/check.h"
 #include "cpu/attention.h"
 #include "cpu/attention_tiles.h"
 #include "cpu/threads.h"
@@ -79,16 +80,16 @@ struct Pass {
     const float scale;
 
     void pack_queries(const ScoreScratch& scratch, const AttentionHead& head, int64_t query, int64_t queries) const {
-        pack_rows(kernels, scratch.q_panels, head.query_row(attention.q, query), attention.q_stride, queries,
+        pack_rows(tiles.products, scratch.q_panels, head.query_row(attention.q, query), attention.q_stride, queries,
                   tiles.panel_rows, tiles.depth, tiles.query_panel());
-        pack_rows(kernels, scratch.dout_panels, head.out_row(gradients.dout, query), head.out_stride(), queries,
+        pack_rows(tiles.products, scratch.dout_panels, head.out_row(gradients.dout, query), head.out_stride(), queries,
                   tiles.panel_rows, tiles.depth, tiles.query_panel());
     }
 
     void pack_keys(const ScoreScratch& scratch, const AttentionHead& head, int64_t key, int64_t keys) const {
-        pack_rows(kernels, scratch.k_panels, head.key_row(attention.k, key), attention.kv_stride, keys,
+        pack_rows(tiles.products, scratch.k_panels, head.key_row(attention.k, key), attention.kv_stride, keys,
                   tiles.panel_columns, tiles.depth, tiles.key_panel());
-        pack_rows(kernels, scratch.v_panels, head.key_row(attention.v, key), attention.kv_stride, keys,
+        pack_rows(tiles.products, scratch.v_panels, head.key_row(attention.v, key), attention.kv_stride, keys,
                   tiles.panel_columns, tiles.depth, tiles.key_panel());
     }
 
@@ -101,9 +102,8 @@ struct Pass {
         const int64_t visible = std::clamp<int64_t>(head.end_key(begin + rows - 1) - key, 0, keys);
         for (int64_t column = 0; column < visible; column += tiles.panel_columns) {
             const int64_t offset = column / tiles.panel_columns * tiles.key_panel();
-            kernels.matmul_tile(tiles.depth, q_panel, scratch.k_panels + offset, weights + column, tiles.keys, false);
-            kernels.matmul_tile(tiles.depth, dout_panel, scratch.v_panels + offset, dscores + column, tiles.keys,
-                                false);
+            tiles.multiply(tiles.depth, q_panel, scratch.k_panels + offset, weights + column, tiles.keys, false);
+            tiles.multiply(tiles.depth, dout_panel, scratch.v_panels + offset, dscores + column, tiles.keys, false);
         }
         for (int64_t i = 0; i < rows; ++i) {
             float* p = weights + i * tiles.keys;
@@ -123,8 +123,7 @@ struct Pass {
     // sums (rows, padded head size) += left (packed, `k` steps) * right (panels over the head size)
     void add_product(float* sums, int64_t k, const float* left, const float* right, int64_t right_stride) const {
         for (int64_t panel = 0; panel < tiles.depth_panels(); ++panel)
-            kernels.matmul_tile(k, left, right + panel * right_stride, sums + panel * tiles.panel_columns, tiles.padded,
-                                true);
+            tiles.multiply(k, left, right + panel * right_stride, sums + panel * tiles.panel_columns, tiles.padded, true);
     }
 
     void store(const Tensor& row, const float* sums) const {
@@ -152,7 +151,7 @@ struct Pass {
              key += tiles.keys) {
             const int64_t keys = std::min(tiles.keys, end - key);
             pack_keys(scratch.score, head, key, keys);
-            pack_columns(kernels, scratch.k_columns, head.key_row(attention.k, key), attention.kv_stride, keys,
+            pack_columns(tiles.products, scratch.k_columns, head.key_row(attention.k, key), attention.kv_stride, keys,
                          tiles.panel_columns, tiles.depth, tiles.value_panel());
             for (int64_t row = 0; row < queries; row += tiles.panel_rows) {
                 const int64_t rows = std::min(tiles.panel_rows, queries - row), begin = query + row;
@@ -160,8 +159,8 @@ struct Pass {
                 if (visible <= 0 || head.first_key(begin, begin + rows) >= key + keys) continue;
                 score(scratch.score, scratch.score.weights, scratch.score.dscores, head, row / tiles.panel_rows, begin,
                       rows, key, visible);
-                kernels.pack_along[static_cast<int>(DType::fp32)](scratch.dscores, scratch.score.dscores, tiles.keys,
-                                                                  visible, rows, tiles.panel_rows);
+                tiles.products.pack_along[static_cast<int>(DType::fp32)](
+                    scratch.dscores, scratch.score.dscores, tiles.keys, visible, rows, tiles.panel_rows);
                 add_product(scratch.dq + row * tiles.padded, visible, scratch.dscores, scratch.k_columns,
                             tiles.value_panel());
             }
@@ -174,14 +173,14 @@ struct Pass {
     void add_queries(const KeyScratch& scratch, const AttentionHead& head, int64_t query, int64_t queries, int64_t key,
                      int64_t keys) const {
         pack_queries(scratch.score, head, query, queries);
-        pack_columns(kernels, scratch.q_columns, head.query_row(attention.q, query), attention.q_stride, queries,
+        pack_columns(tiles.products, scratch.q_columns, head.query_row(attention.q, query), attention.q_stride, queries,
                      tiles.panel_columns, tiles.depth, tiles.row_panel());
-        pack_columns(kernels, scratch.dout_columns, head.out_row(gradients.dout, query), head.out_stride(), queries,
+        pack_columns(tiles.products, scratch.dout_columns, head.out_row(gradients.dout, query), head.out_stride(), queries,
                      tiles.panel_columns, tiles.depth, tiles.row_panel());
         for (int64_t row = 0; row < queries; row += tiles.panel_rows)
             score(scratch.score, scratch.score.weights + row * tiles.keys, scratch.score.dscores + row * tiles.keys,
                   head, row / tiles.panel_rows, query + row, std::min(tiles.panel_rows, queries - row), key, keys);
-        const auto transpose = kernels.pack_across[static_cast<int>(DType::fp32)];
+        const auto transpose = tiles.products.pack_across[static_cast<int>(DType::fp32)];
         for (int64_t row = 0; row < keys; row += tiles.panel_rows) {
             const int64_t rows = std::min(tiles.panel_rows, keys - row);
             transpose(scratch.transposed, scratch.score.weights + row, tiles.keys, queries, rows, tiles.panel_rows);
@@ -221,9 +220,12 @@ struct Pass {
 }  // namespace
 
 WorkspaceNeed attention_workspace(const Kernels& kernels, int64_t head_size) {
-    const AttentionTiles tiles(kernels, head_size);
-    const int64_t floats = std::max({forward_floats(kernels, head_size), QueryScratch(tiles, nullptr).room.used(),
-                                     KeyScratch(tiles, nullptr).room.used()});
+    int64_t floats = 0;
+    for (const DType type : {DType::fp32, DType::bf16}) {
+        const AttentionTiles tiles(kernels.products(type, type), head_size);
+        floats = std::max({floats, forward_floats(tiles), QueryScratch(tiles, nullptr).room.used(),
+                           KeyScratch(tiles, nullptr).room.used()});
+    }
     return {static_cast<std::size_t>(floats), 0};
 }
 
@@ -232,8 +234,9 @@ void attention_backward(const Kernels& kernels, Workspace& workspace, const Atte
     check_attention(attention, "attention_backward");
     workspace.require(attention_workspace(kernels, attention.head_size), "attention_backward");
     const Gradients gradients{dq, dk, dv, dout, delta};
-    const Pass pass{kernels, AttentionTiles(kernels, attention.head_size), attention, gradients,
-                    score_scale(attention)};
+    check(dout.dtype == attention.q.dtype, "attention_backward: dout must have the type of q");
+    const Pass pass{kernels, AttentionTiles(attention_products(kernels, attention), attention.head_size), attention,
+                    gradients, score_scale(attention)};
     const AttentionTiles& tiles = pass.tiles;
     // In both passes the tiles with most to do go first, so that no thread is left with a long one at the end.
     const int64_t pairs = attention.batch * attention.heads;
