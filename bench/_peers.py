@@ -71,7 +71,8 @@ def pinned_threads(threads: int | None) -> int:
     if threads is None:
         from pytrain.native import native
 
-        return native().CpuDevice().threads
+        default: int = native().CpuDevice().threads
+        return default
     if threads < len(cores):
         os.sched_setaffinity(0, cores[:threads])
     return threads

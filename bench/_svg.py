@@ -86,7 +86,8 @@ def roofline(points: Sequence[Point], peak_gflops: float, gigabytes: float) -> s
     parts = [
         f'<path d="M{x(left):.1f} {y(gigabytes * left):.1f}L{x(ridge):.1f} {y(peak_gflops):.1f}H{x(right):.1f}" '
         'fill="none" stroke="#222" stroke-width="2"/>',
-        f'<text x="{x(right) - 4:.1f}" y="{y(peak_gflops) - 6:.1f}" text-anchor="end">{peak_gflops:.0f} GFLOP/s</text>',
+        f'<text x="{x(right) - 4:.1f}" y="{y(peak_gflops) - 6:.1f}" text-anchor="end">'
+        f"{peak_gflops:.0f} GFLOP/s</text>",
         f'<text x="{x(left) + 4:.1f}" y="{y(gigabytes * left * 2.2):.1f}">{gigabytes:.0f} GB/s</text>',
         f'<text x="{WIDTH / 2}" y="{height - 10}" text-anchor="middle">FLOPs per byte</text>',
         f'<text x="14" y="{height / 2}" text-anchor="middle" transform="rotate(-90 14 {height / 2})">GFLOP/s</text>',

@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, Protocol
 
+from pytrain.errors import UserError
+
 STATUS = Path("/proc/self/status")
 
 
@@ -78,6 +80,7 @@ class Worker:
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], hidden: Sequence[str] = ()) -> None:
         inherited = {name: value for name, value in os.environ.items() if name not in hidden}
         self._errors = TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed in close)
+        self._last_words = ""
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -132,4 +135,7 @@ class Worker:
 
 def run(main: Callable[[dict[str, Any]], None]) -> None:
     """The main program of a worker: `python -m MODULE SPEC`, where SPEC is its task as JSON."""
-    main(json.loads(sys.argv[1]))
+    try:
+        main(json.loads(sys.argv[1]))
+    except UserError as error:
+        sys.exit(str(error))  # its owner says it

@@ -10,7 +10,6 @@ backward. Both take turns in every round; `difference` is that of the two output
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import click
@@ -48,11 +47,11 @@ def random_arrays(case: Case) -> tuple[NDArray[Any], NDArray[Any]]:
     """(q, k and v side by side, gradient of the output), fp32 or bf16 bits, small enough for a mild softmax."""
     random = np.random.default_rng(1)
     width = case.heads * case.head_size
-    arrays = [
+    arrays: list[NDArray[Any]] = [
         random.standard_normal((case.batch, case.length, size), dtype=np.float32) for size in (3 * width, width)
     ]
     if case.dtype == "bf16":
-        return arrays[0].astype(ml_dtypes.bfloat16).view(np.uint16), arrays[1].astype(ml_dtypes.bfloat16).view(np.uint16)
+        arrays = [array.astype(ml_dtypes.bfloat16).view(np.uint16) for array in arrays]
     return arrays[0], arrays[1]
 
 
@@ -105,7 +104,8 @@ class Torch:
         self.output: NDArray[Any] = gradient
 
     def __call__(self) -> None:
-        output = self._attend(*self._parts, is_causal=True)
+        q, k, v = self._parts
+        output = self._attend(q, k, v, is_causal=True)
         self._torch.autograd.grad(output, self._inputs, self._gradient, retain_graph=True)
         self._kept = output
 
@@ -147,9 +147,11 @@ def heads_of(length: int) -> int:
     return 12 if length <= 1024 else 4 if length <= 4096 else 2
 
 
-def _row(found: Mapping[str, Any], peak: float) -> str:
-    shape = f"{found['dtype']:<5} {found['batch']:>3} {found['length']:>6} {found['heads']:>3} {found['head_size']:>4}"
-    own = f"{_record.spread(found['gflops']):>24}  {found['gflops']['median'] / peak:>6.1%}"
+def _row(found: Mapping[str, Any]) -> str:
+    shape = (
+        f"{found['dtype']:<5} {found['batch']:>3} {found['length']:>6} {found['heads']:>3} {found['head_size']:>4}"
+    )
+    own = f"{_record.spread(found['gflops']):>24}  {found['gflops']['median'] / found['peak_gflops']:>6.1%}"
     extra = f"{found['extra_bytes'] / 2**20:>7.1f} MiB"
     if "ratio" not in found:
         return f"{shape}  {own}  {extra}"
@@ -169,21 +171,20 @@ def _row(found: Mapping[str, Any], peak: float) -> str:
 def command(**options: Any) -> None:
     """Time attention, forward plus backward."""
     device = native().CpuDevice(threads=options["threads"])
-    probe = partial(peak_gflops, device, runs=3)
     peer = options["peer"] and _record.installed("torch") != _record.NOT_INSTALLED
     if options["peer"] and not peer:
         print("torch: skipped: PyTorch is not installed")
-    peaks, results = [probe()], []
-    print(f"{device.isa}, {device.threads} threads; GFLOP/s of forward plus backward, and of the fp32 peak")
+    results = []
+    print(f"{device.isa}, {device.threads} threads; GFLOP/s of forward plus backward, and of the peak of its dtype")
     print(f"{'':<5} {'B':>3} {'T':>6} {'H':>3} {'D':>4}  {'GFLOP/s':>24}  {'peak':>6}  {'extra':>11}")
     for dtype in options["dtypes"]:
         for length in options["lengths"]:
             for head_size in options["head_sizes"]:
                 case = Case(dtype, max(1, TOKENS // length), length, heads_of(length), head_size)
                 results.append(measure(case, device, options["rounds"], peer))
-                peaks.append(probe())
-                print(_row(results[-1], peaks[-1]), flush=True)
-    found = {"cases": results, "peak_gflops": _record.summary(peaks), "torch": peer}
+                results[-1]["peak_gflops"] = peak_gflops(device, dtype, runs=3)
+                print(_row(results[-1]), flush=True)
+    found = {"cases": results, "torch": peer}
     _record.write(options["json_path"], "attention", options, found)
 
 

@@ -10,6 +10,7 @@ GB/s count each array once for each time that it is read or written.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -30,12 +31,24 @@ HEAD_ROWS = 256
 Work = Callable[[], object]
 
 
+FLOPS = {
+    "layernorm forward": 7, "layernorm backward": 13, "rmsnorm forward": 4, "rmsnorm backward": 9,
+    "gelu forward": 9, "gelu backward": 17, "swiglu forward": 4, "swiglu backward": 9, "rope": 3, "residual add": 2,
+    "bias backward": 1, "head statistics": 4, "loss backward": 3, "adamw": 15, "sum of squares": 2, "add": 1,
+}  # fmt: skip
+"""Of memory-bound operations, for each element: operations of the formula, a transcendental function being one."""
+
+
 class Operation(NamedTuple):
-    """A call, and the bytes (of memory-bound ones) or FLOPs that it takes."""
+    """A call with what it moves and computes."""
 
     name: str
-    amount: int
+    bytes: int
     work: Work
+    elements: int = 0
+    """Of a memory-bound one, for FLOPS; 0 where it only moves."""
+    flops: int = 0
+    """Of an arithmetic-bound one."""
 
 
 class Sizes(NamedTuple):
@@ -68,14 +81,14 @@ def norms(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
         yield Operation(
             f"{name} forward",
             2 * x.nbytes,
-            lambda means=means, biases=biases: device.norm_forward(y, means, rstd, x, weight, biases, 1e-5, half),
+            partial(device.norm_forward, y, means, rstd, x, weight, biases, 1e-5, half),
+            x.size,
         )
         yield Operation(
             f"{name} backward",
             4 * x.nbytes,
-            lambda means=means, dbiases=dbiases: device.norm_backward(
-                dx, dweight, dbiases, y, means, rstd, x, weight, half
-            ),
+            partial(device.norm_backward, dx, dweight, dbiases, y, means, rstd, x, weight, half),
+            x.size,
         )
 
 
@@ -83,21 +96,23 @@ def activations(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
     """GELU, SwiGLU, rotary positions and what goes into the residual stream."""
     half, rows = sizes.half, sizes.rows
     up, active = sizes.array(rows, 4 * HIDDEN), sizes.array(rows, 4 * HIDDEN)
-    yield Operation("gelu forward", 2 * up.nbytes, lambda: device.gelu_forward(active, up, half))
-    yield Operation("gelu backward", 3 * up.nbytes, lambda: device.gelu_backward(active, active, up, half))
+    yield Operation("gelu forward", 2 * up.nbytes, lambda: device.gelu_forward(active, up, half), up.size)
+    yield Operation("gelu backward", 3 * up.nbytes, lambda: device.gelu_backward(active, active, up, half), up.size)
     gate_up, dgate_up = sizes.array(rows, 8 * HIDDEN), sizes.array(rows, 8 * HIDDEN)
-    yield Operation("swiglu forward", 3 * up.nbytes, lambda: device.swiglu_forward(active, gate_up, half))
+    yield Operation("swiglu forward", 3 * up.nbytes, lambda: device.swiglu_forward(active, gate_up, half), up.size)
     yield Operation(
-        "swiglu backward", 5 * up.nbytes, lambda: device.swiglu_backward(dgate_up, active, gate_up, half)
+        "swiglu backward", 5 * up.nbytes, lambda: device.swiglu_backward(dgate_up, active, gate_up, half), up.size
     )
     x, partial, bias = sizes.array(rows, HIDDEN), sizes.array(rows, HIDDEN), sizes.array(HIDDEN)
     angles = np.random.default_rng(1).standard_normal((LENGTH, HEAD_SIZE // 2))
     table = np.stack((np.cos(angles), np.sin(angles)), -1).astype(np.float32)
     positions = np.arange(rows, dtype=np.int32) % LENGTH
-    yield Operation("rope", 2 * x.nbytes, lambda: device.rope(x, HEADS, HEAD_SIZE, positions, table, False, half))
-    yield Operation("residual add", 3 * x.nbytes, lambda: device.residual_add(x, partial, bias, half))
+    yield Operation(
+        "rope", 2 * x.nbytes, lambda: device.rope(x, HEADS, HEAD_SIZE, positions, table, False, half), x.size
+    )
+    yield Operation("residual add", 3 * x.nbytes, lambda: device.residual_add(x, partial, bias, half), x.size)
     dbias = np.zeros(HIDDEN, np.float32)
-    yield Operation("bias backward", x.nbytes, lambda: device.bias_backward(dbias, x, half))
+    yield Operation("bias backward", x.nbytes, lambda: device.bias_backward(dbias, x, half), x.size)
 
 
 def ends(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
@@ -108,7 +123,9 @@ def ends(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, rows).astype(np.int32)
     positions = np.zeros(rows, np.int32)
     yield Operation(
-        "embedding forward", 2 * out.nbytes, lambda: device.embed_forward(out, table, None, tokens, positions, 0, half)
+        "embedding forward",
+        2 * out.nbytes,
+        lambda: device.embed_forward(out, table, None, tokens, positions, 0, half),
     )
     yield Operation(
         "embedding backward",
@@ -118,8 +135,13 @@ def ends(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
     logits = np.random.default_rng(1).standard_normal((HEAD_ROWS, VOCABULARY), dtype=np.float32)
     statistics, lse = np.empty((HEAD_ROWS, 3), np.float32), np.full(HEAD_ROWS, 12.0, np.float32)
     targets, scalars = np.zeros(HEAD_ROWS, np.int32), np.ones(6)
-    yield Operation("head statistics", logits.nbytes, lambda: device.head_statistics(statistics, logits, targets))
-    yield Operation("loss backward", 2 * logits.nbytes, lambda: device.loss_backward(logits, lse, targets, scalars))
+    size = logits.size
+    yield Operation(
+        "head statistics", logits.nbytes, lambda: device.head_statistics(statistics, logits, targets), size
+    )
+    yield Operation(
+        "loss backward", 2 * logits.nbytes, lambda: device.loss_backward(logits, lse, targets, scalars), size
+    )
 
 
 def updates(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
@@ -135,9 +157,10 @@ def updates(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
         "adamw",
         7 * master.nbytes + (own.nbytes if own is not master else 0),
         lambda: device.adamw(own, master, m, v, gradient, scalars, **options, half=half),
+        elements,
     )
-    yield Operation("sum of squares", gradient.nbytes, lambda: device.sum_squares(total, gradient))
-    yield Operation("add", 3 * gradient.nbytes, lambda: device.add(m, v))
+    yield Operation("sum of squares", gradient.nbytes, lambda: device.sum_squares(total, gradient), elements)
+    yield Operation("add", 3 * gradient.nbytes, lambda: device.add(m, v), elements)
     yield Operation("convert", weights.nbytes + gradient.nbytes, lambda: device.convert(weights, gradient, half))
     yield Operation("fill", gradient.nbytes, lambda: device.fill(m, 1e-3))
 
@@ -151,24 +174,31 @@ def memory_bound(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
 def arithmetic_bound(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
     """Operations whose ceiling is the rate of multiply-adds; FLOPs of causal attention, halved."""
     half, batch, width = sizes.half, max(1, sizes.rows // LENGTH), HEADS * HEAD_SIZE
-    qkv, out, dout = sizes.array(batch, LENGTH, 3 * width), sizes.array(batch, LENGTH, width), sizes.array(batch, LENGTH, width)
+    qkv, dqkv = sizes.array(batch, LENGTH, 3 * width), sizes.array(batch, LENGTH, 3 * width)
+    out, dout = sizes.array(batch, LENGTH, width), sizes.array(batch, LENGTH, width)
     q, k, v = (qkv[:, :, i * width : (i + 1) * width] for i in range(3))
+    dq, dk, dv = (dqkv[:, :, i * width : (i + 1) * width] for i in range(3))
     lse, delta = (np.empty((batch, HEADS, LENGTH), np.float32) for _ in range(2))
-    heads = {"heads": HEADS, "kv_heads": HEADS, "half": half}
+    heads: dict[str, Any] = {"heads": HEADS, "kv_heads": HEADS, "half": half}
     flops = 2 * batch * HEADS * LENGTH * LENGTH * HEAD_SIZE
-    yield Operation("attention forward", flops, lambda: device.attention_forward(out, lse, q, k, v, **heads))
-    gradients = np.empty_like(qkv)
-    dq, dk, dv = (gradients[:, :, i * width : (i + 1) * width] for i in range(3))
+    yield Operation(
+        "attention forward",
+        qkv.nbytes + out.nbytes,
+        lambda: device.attention_forward(out, lse, q, k, v, **heads),
+        flops=flops,
+    )
     yield Operation(
         "attention backward",
-        flops * 5 // 2,
+        2 * (qkv.nbytes + out.nbytes),
         lambda: device.attention_backward(dq, dk, dv, delta, dout, out, lse, q, k, v, **heads),
+        flops=flops * 5 // 2,
     )
     x, weight, y = sizes.array(sizes.rows, HIDDEN), sizes.array(HIDDEN, HIDDEN), sizes.array(sizes.rows, HIDDEN)
     yield Operation(
         "product x W^T",
-        2 * sizes.rows * HIDDEN * HIDDEN,
+        x.nbytes + weight.nbytes + y.nbytes,
         lambda: device.matmul(y, x, weight, transpose_b=True, half=half),
+        flops=2 * sizes.rows * HIDDEN * HIDDEN,
     )
 
 
@@ -182,29 +212,30 @@ def copying(device: CpuDevice, size: int) -> Work:
 
 
 def compare(devices: list[CpuDevice], sizes: Sizes, rounds: int) -> Iterator[dict[str, Any]]:
-    """Time each operation on each device, in turns."""
+    """Time each operation on each device, in turns; the ceiling is measured beside it."""
     for bound, kind in (("memory", memory_bound), ("arithmetic", arithmetic_bound)):
         for operations in zip(*(kind(device, sizes) for device in devices), strict=True):
             calls = {device.isa: operation.work for device, operation in zip(devices, operations, strict=True)}
-            name, amount, _ = operations[0]
+            name, size, _, elements, flops = operations[0]
+            amount = flops or size
             if bound == "memory":
-                calls["copy"] = copying(devices[0], amount)
+                calls["copy"] = copying(devices[0], size)
             times = _record.alternate(calls, rounds)
-            rates = {who: [amount / second / 1e9 for second in seconds] for who, seconds in times.items()}
+            rates = {who: _record.summary([amount / second / 1e9 for second in times[who]]) for who in times}
             for device in devices:
-                copied = _record.summary(rates["copy"])["median"] if bound == "memory" else 0.0
-                ceiling = copied or peak_gflops(device, runs=3)  # probed beside what it is compared with
-                found = _record.summary(rates[device.isa])
+                copied = rates["copy"]["median"] if bound == "memory" else 0.0
+                ceiling = copied or peak_gflops(device, sizes.dtype, runs=3)
                 yield {
                     "name": name,
                     "isa": device.isa,
                     "bound": bound,
-                    "amount": amount,
+                    "bytes": size,
+                    "flops": flops or FLOPS.get(name, 0) * elements,
                     "seconds": _record.summary(times[device.isa]),
-                    "rate": found,
+                    "rate": rates[device.isa],
                     "unit": "GB/s" if bound == "memory" else "GFLOP/s",
                     "ceiling": ceiling,
-                    "share": found["median"] / ceiling,
+                    "share": rates[device.isa]["median"] / ceiling,
                 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,13 @@ def calls(specs: list[CorpusSpec], batch: int, length: int) -> Iterator[tuple[st
     }
     for name, (chosen, boundaries) in kinds.items():
         loader = Loader(chosen, length, VOCABULARY, SEED, boundaries)
-        places = count(0, batch)
-        yield name, lambda loader=loader, places=places: loader.batch(next(places), batch)
+        yield name, partial(_next_batch, loader, count(0, batch), batch)
     jumps = np.random.default_rng(SEED)
     yield "mixture, after a jump", lambda: loader.batch(int(jumps.integers(0, 10**9)), batch)
+
+
+def _next_batch(loader: Loader, places: Iterator[int], batch: int) -> None:
+    loader.batch(next(places), batch)
 
 
 @click.command()
@@ -78,7 +82,7 @@ def command(**options: Any) -> None:
     print(f"batches of {batch} x {length} tokens from {options['tokens']:,}")
     for kind, seconds in times.items():
         rate = _record.summary([batch * length / value for value in seconds])
-        found = {"what": kind, "tokens_per_s": rate, "batch_seconds": _record.summary(seconds)}
+        found: dict[str, Any] = {"what": kind, "tokens_per_s": rate, "batch_seconds": _record.summary(seconds)}
         results.append(found)
         microseconds = _record.spread(found["batch_seconds"], 1e-6)
         print(f"{kind:<28} {compact(rate['median']):>7} tokens/s  {microseconds:>26} us a batch", flush=True)

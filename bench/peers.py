@@ -8,6 +8,7 @@ not installed is left out in a sentence; so is a kernel that the environment for
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -38,14 +39,14 @@ class Product(NamedTuple):
     transposed: str
 
 
-def products(tokens: int) -> Iterator[Product]:
+def products(tokens: int, vocabulary: int) -> Iterator[Product]:
     """Forward, input gradient and weight gradient of each matrix of a layer, and of the head."""
     shapes = {
         "qkv": (3 * HIDDEN, HIDDEN),
         "attention.out": (HIDDEN, HIDDEN),
         "mlp.up": (4 * HIDDEN, HIDDEN),
         "mlp.down": (HIDDEN, 4 * HIDDEN),
-        "head": (VOCABULARY, HIDDEN),
+        "head": (vocabulary, HIDDEN),
     }
     for name, (outputs, inputs) in shapes.items():
         yield Product(f"{name} forward", tokens, outputs, inputs, "b")
@@ -58,9 +59,9 @@ def product_calls(device: Any, torch: Any, product: Product, dtype: str) -> dict
     random = np.random.default_rng(1)
     m, n, k = product.m, product.n, product.k
     turned_a, turned_b = ("a" in product.transposed), ("b" in product.transposed)
-    a = random.standard_normal((k, m) if turned_a else (m, k), dtype=np.float32)
-    b = random.standard_normal((n, k) if turned_b else (k, n), dtype=np.float32)
-    c = np.zeros((m, n), np.float32)
+    a: NDArray[Any] = random.standard_normal((k, m) if turned_a else (m, k), dtype=np.float32)
+    b: NDArray[Any] = random.standard_normal((n, k) if turned_b else (k, n), dtype=np.float32)
+    c: NDArray[Any] = np.zeros((m, n), np.float32)
     calls: dict[str, Work] = {}
     if dtype == "bf16":
         a, b, c = (x.astype(ml_dtypes.bfloat16).view(np.uint16) for x in (a, b, c))
@@ -131,10 +132,11 @@ def _result(name: str, dtype: str, amount: float, unit: str, times: Mapping[str,
     }
 
 
-def measure(device: Any, torch: Any, tokens: int, dtypes: tuple[str, ...], rounds: int) -> Iterator[dict[str, Any]]:
+def measure(device: Any, torch: Any, options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Every comparison, one after another."""
-    for dtype in dtypes:
-        for product in products(tokens):
+    tokens, rounds = options["tokens"], options["rounds"]
+    for dtype in options["dtypes"]:
+        for product in products(tokens, options["vocabulary"]):
             flops = 2.0 * product.m * product.n * product.k
             times = _record.alternate(product_calls(device, torch, product, dtype), rounds)
             yield _result(product.name, dtype, flops, "GFLOP/s", times)
@@ -150,6 +152,7 @@ def _print(found: Mapping[str, Any]) -> None:
 
 @click.command()
 @click.option("--tokens", default=TOKENS, show_default=True, type=click.IntRange(min=1), help="Rows of x.")
+@click.option("--vocabulary", default=VOCABULARY, show_default=True, type=click.IntRange(min=1), help="Of the head.")
 @click.option("--dtype", "dtypes", multiple=True, default=("fp32", "bf16"), show_default=True,
               type=click.Choice(["fp32", "bf16"]))  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="Default: all cores.")
@@ -174,7 +177,7 @@ def command(**options: Any) -> None:
 
 def _arguments(options: Mapping[str, Any]) -> list[str]:
     """The command line that says the same."""
-    words = ["--tokens", str(options["tokens"]), "--rounds", str(options["rounds"])]
+    words = [word for name in ("tokens", "vocabulary", "rounds") for word in (f"--{name}", str(options[name]))]
     words += [word for dtype in options["dtypes"] for word in ("--dtype", dtype)]
     for name, key in (("--threads", "threads"), ("--json", "json_path")):
         if options[key] is not None:
@@ -183,17 +186,16 @@ def _arguments(options: Mapping[str, Any]) -> list[str]:
 
 
 def _compare(options: Mapping[str, Any], threads: int) -> None:
-    torch = None
+    torch: Any = None
     if _record.installed("torch") == _record.NOT_INSTALLED:
         print("torch: skipped: PyTorch is not installed")
     else:
-        import torch
-
+        torch = importlib.import_module("torch")
         torch.set_num_threads(threads)
     device = native().CpuDevice(threads=threads)
     device.reserve(options["tokens"], 4 * HIDDEN, 64)
     results = []
-    for found in measure(device, torch, options["tokens"], options["dtypes"], options["rounds"]):
+    for found in measure(device, torch, options):
         results.append(found)
         _print(found)
     _record.write(options["json_path"], "peers", options, {"cases": results, "torch": torch is not None})

@@ -30,9 +30,7 @@ table { border-collapse: collapse; } td { padding: 2px 14px 2px 0; vertical-alig
 
 
 def _bar(label: str, values: Found, unit: str, series: int = 0, digits: int = 1) -> Bar:
-    return Bar(
-        label, values["median"], values["min"], values["max"], f"{values['median']:.{digits}f} {unit}", series
-    )
+    return Bar(label, values["median"], values["min"], values["max"], f"{values['median']:.{digits}f} {unit}", series)
 
 
 def _legend(names: Sequence[str]) -> str:
@@ -99,7 +97,7 @@ def attention_section(found: Found) -> Iterator[str]:
         rows.append(_bar(label, case["gflops"], "GFLOP/s"))
         if "torch_gflops" in case:
             rows.append(_bar("", case["torch_gflops"], "GFLOP/s", 1))
-    yield bars(rows, ceiling=found["peak_gflops"]["median"])
+    yield bars(rows)
 
 
 def peers_section(found: Found) -> Iterator[str]:
@@ -169,11 +167,15 @@ def roofline_section(files: Sequence[Found]) -> Iterator[str]:
     """Kernels under the ceilings that `bench.peak` measured on the same machine, if it is among the files."""
     peaks = [found for found in files if found["bench"] == "peak"]
     points = [
-        Point(f"{row['name']} ({row['isa']})", row["flops"] / row["bytes"], row["flops"] / row["seconds"]["median"] / 1e9)
+        Point(
+            f"{row['name']} ({row['isa']})",
+            row["flops"] / row["bytes"],
+            row["flops"] / row["seconds"]["median"] / 1e9,
+        )
         for found in files
         if found["bench"] == "kernels"
         for row in found["kernels"]
-        if row.get("flops")
+        if row["flops"]
     ]
     if not peaks or not points:
         return
@@ -188,7 +190,10 @@ def _words(values: Found, *names: str) -> str:
 
 def machine_table(machine: Found) -> str:
     """Where the numbers come from."""
-    names = ("cpu", "caches", "memory", "cores_in_mask", "governor", "threads", "isa", "load", "pytrain", "commit", "date")
+    names = (
+        *("cpu", "caches", "memory", "cores_in_mask", "governor", "threads", "isa", "load"),
+        *("pytrain", "commit", "date"),
+    )
     rows = "".join(f"<tr><td>{name}</td><td>{escape(str(machine.get(name, '')))}</td></tr>" for name in names)
     return f"<details><summary>machine</summary><table>{rows}</table></details>"
 

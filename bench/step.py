@@ -13,7 +13,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 MANY_STEPS = 1000
 TRAINER = "pytrain"
+MODEL_HELP = f"A preset, or one of {', '.join(MODELS)}."
+KEEP_HELP = "Make the run in this new folder; `pytrain train FOLDER/run.toml` then trains the same."
+PROFILE_HELP = "Print the ops of a step, and write a Chrome trace of it (to step.trace.json)."
 
 
 def flops_per_token(model: ModelConfig, length: int) -> int:
@@ -77,7 +80,7 @@ class Contest:
     def _probe(self) -> float:
         from .peak import peak_gflops
 
-        self.probes.append(peak_gflops(self._device, runs=3))
+        self.probes.append(peak_gflops(self._device, self.config.precision.dtype, runs=3))
         return self.probes[-1]
 
     def run(self, workers: Mapping[str, Worker], rounds: int, steps: int) -> None:
@@ -214,7 +217,9 @@ def _results(contest: Contest, options: Mapping[str, Any], skipped: Mapping[str,
 
 def _print_row(name: str, found: Mapping[str, Any], ratio: Mapping[str, Any] | None) -> None:
     times = _record.spread(found["step_seconds"], 1e-3)
-    beside = "" if ratio is None else f"  {_record.spread(ratio['speed'], digits=3)} x, memory {ratio['memory']:.2f} x"
+    beside = ""
+    if ratio is not None:
+        beside = f"  pytrain has {_record.spread(ratio['speed'], digits=3)} x, memory {ratio['memory']:.2f} x"
     print(
         f"{name:<21} {compact(found['tokens_per_s']):>7} tokens/s  {times:>24} ms  {found['mfu']:>6.1%} of peak  "
         f"{found['peak_rss_bytes'] / 1e9:.2f} GB  Python {found['python_share']:.2%}{beside}",
@@ -233,8 +238,8 @@ def _print(results: Mapping[str, Any], skipped: Mapping[str, str], profile: bool
     memory = ", ".join(f"{kind} {size / 1e9:.3f}" for kind, size in results["memory"].items())
     print(f"memory                {memory} GB")
     print(
-        f"Python                {results['python_seconds'] * 1e3:.3f} ms a step beside {results['native_calls']} native "
-        f"calls and {results['collectives']} collectives"
+        f"Python                {results['python_seconds'] * 1e3:.3f} ms a step beside {results['native_calls']} "
+        f"native calls and {results['collectives']} collectives"
     )
     if results["peers"] and not results["valid"]:
         print(f"{'invalid' if results['valid'] is False else 'unknown'}: {results['validity']}")
@@ -244,12 +249,12 @@ def _print(results: Mapping[str, Any], skipped: Mapping[str, str], profile: bool
 
 
 @click.command()
-@click.option("--model", "--preset", default="gpt2-124m", show_default=True, metavar="NAME", help="A preset or one of "
-              f"{', '.join(MODELS)}.")  # fmt: skip
-@click.option("--config", type=click.Path(path_type=Path), metavar="RUN.toml", help="This run, on its corpus, instead.")
+@click.option("--model", "--preset", default="gpt2-124m", show_default=True, metavar="NAME", help=MODEL_HELP)
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="RUN.toml", help="This run and its corpus instead."
+)
 @click.option("--batch", default=4, show_default=True, type=click.IntRange(min=1), help="Sequences at a time.")
-@click.option("--seq", "--length", "seq", default=256, show_default=True, type=click.IntRange(min=1), help="Tokens of "
-              "each.")  # fmt: skip
+@click.option("--seq", "--length", "seq", default=256, show_default=True, type=click.IntRange(min=1), help="Tokens.")
 @click.option("--accumulate", default=1, show_default=True, type=click.IntRange(min=1), help="Micro-batches a step.")
 @click.option("--dtype", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"]))
 @click.option("--recompute", default="none", show_default=True, type=click.Choice(["none", "selective", "full"]))
@@ -258,10 +263,10 @@ def _print(results: Mapping[str, Any], skipped: Mapping[str, str], profile: bool
 @click.option("--steps", default=3, show_default=True, type=click.IntRange(min=1), help="Timed, in each round.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1), help="Of taking turns.")
 @click.option("--peers", multiple=True, type=click.Choice(["torch", *PEERS]), help="torch: eager and compiled.")
-@click.option("--keep", type=click.Path(path_type=Path), metavar="FOLDER", help="Make the run in this new folder; "
-              "`pytrain train FOLDER/run.toml` then trains the same.")  # fmt: skip
-@click.option("--profile", is_flag=False, flag_value=Path("step.trace.json"), type=click.Path(path_type=Path),
-              metavar="[FILE]", help="Print the ops of a step, and write a Chrome trace of it.")  # fmt: skip
+@click.option("--keep", type=click.Path(path_type=Path), metavar="FOLDER", help=KEEP_HELP)
+@click.option(
+    "--profile", is_flag=False, flag_value="step.trace.json", type=click.Path(path_type=Path), help=PROFILE_HELP
+)
 @_record.json_option
 def command(**options: Any) -> None:
     """Time training steps, on random tokens by default."""

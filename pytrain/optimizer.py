@@ -128,9 +128,7 @@ class AdamW:
         for state in self.states:
             state.gather_weights()
 
-    def _update_stage(
-        self, arrays: _Arrays, scalars: NDArray[np.float64], learning_rate: float, count: int
-    ) -> None:
+    def _update_stage(self, arrays: _Arrays, scalars: NDArray[np.float64], learning_rate: float, count: int) -> None:
         settings, stage = self.settings, arrays.stage
         update = partial(
             stage.device.adamw_each,
