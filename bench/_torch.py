@@ -90,11 +90,11 @@ class TorchSteps:
         return {"ops": ops, "ops_step_seconds": seconds, "python_share": ops["python"] / seconds}
 
 
-def main(spec: dict[str, Any]) -> None:
+def work(spec: dict[str, Any]) -> None:
     """Build the model of `spec` and serve its steps."""
     answers = take_over_output()
     serve(TorchSteps(spec), answers)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(work)

@@ -131,7 +131,7 @@ class _Leading:
         return self._steps.profile()
 
 
-def main(spec: dict[str, Any]) -> None:
+def work(spec: dict[str, Any]) -> None:
     """Build the run of `spec["config"]` (a TOML file) and serve its steps."""
     from pytrain import config, launch
     from pytrain.progress import PlainProgress
@@ -152,4 +152,4 @@ def main(spec: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(work)

@@ -133,9 +133,9 @@ class Worker:
             self._errors.close()
 
 
-def run(main: Callable[[dict[str, Any]], None]) -> None:
+def run(work: Callable[[dict[str, Any]], None]) -> None:
     """The main program of a worker: `python -m MODULE SPEC`, where SPEC is its task as JSON."""
     try:
-        main(json.loads(sys.argv[1]))
+        work(json.loads(sys.argv[1]))
     except UserError as error:
         sys.exit(str(error))  # its owner says it

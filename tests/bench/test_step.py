@@ -48,7 +48,6 @@ def test_step_writes_what_is_promised(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_step_on_two_slices(tmp_path: Path) -> None:
-    pytest.importorskip("mpi4py", reason="mpi4py is not installed")
     found = measure("step", tmp_path, *TINY, "--steps", "1", "--rounds", "1", "--tp", "2")
     assert found["collectives"] > 0
     assert found["ops"]["waiting"] > 0
