@@ -201,8 +201,10 @@ def _results(contest: Contest, options: Mapping[str, Any], skipped: Mapping[str,
     judged = verdict(case, {name: found["mfu"] for name, found in peers.items()})
     ours = contest.figures(TRAINER)
     causal = model_flops(config.model, length) / flops_per_token(config.model, length)
+    reported = [value for turn in contest.turns[TRAINER] for value in turn.answer["reported_seconds"]]
     return {
         **ours,
+        "tokens_per_s_reported": contest.tokens / statistics.median(reported),
         "mfu_causal": ours["mfu"] * causal,
         "tokens": contest.tokens,
         "flops": contest.flops,
@@ -234,6 +236,7 @@ def _print(results: Mapping[str, Any], skipped: Mapping[str, str], profile: bool
             _print_row(name, found, results["ratios"][name])
     for name, reason in skipped.items():
         print(f"{name}: skipped: {reason}")
+    print(f"as train reports it   {compact(results['tokens_per_s_reported'])} tokens/s")
     print(f"peak                  {_record.spread(results['peak_gflops'])} GFLOP/s")
     memory = ", ".join(f"{kind} {size / 1e9:.3f}" for kind, size in results["memory"].items())
     print(f"memory                {memory} GB")

@@ -206,15 +206,15 @@ def bench(name: str, arguments: tuple[str, ...]) -> None:
     import importlib
 
     wanted = f"pytrain.bench.{name}"
+    main = None
     try:
-        module = importlib.import_module(wanted)
+        main = getattr(importlib.import_module(wanted), "main", None)
     except ModuleNotFoundError as error:
         if error.name not in ("pytrain.bench", wanted):
             raise  # of the benchmark itself
-        module = None
-    if not hasattr(module, "main"):
+    if main is None:
         raise UserError(f'there is no benchmark "{name}" in this installation; `pytrain bench --help` names them')
-    module.main(list(arguments))
+    main(list(arguments))
 
 
 @root.command(short_help="Completion code for bash, zsh or fish.")

@@ -33,6 +33,8 @@ def test_step_writes_what_is_promised(tmp_path: Path, capsys: pytest.CaptureFixt
     assert set(found) >= FIGURES | {"mfu_causal", "losses", "peers", "ratios", "valid", "native_calls"}
     check_summary(found["step_seconds"], 4)
     assert found["tokens_per_s"] == pytest.approx(32 / found["step_seconds"]["median"])
+    # What `pytrain train` reports leaves out its own line and display, and nothing else.
+    assert found["tokens_per_s_reported"] >= found["tokens_per_s"]
     assert found["peers"] == {}
     assert 0 < found["python_share"] < 1
     assert len(found["losses"]) == 4
