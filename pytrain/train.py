@@ -164,10 +164,7 @@ class Trainer:
         last = stopped = None
         with stop_request() as stop:
             while stopped is None and self.step_number < self.config.run.steps:
-                last = self.step()
-                if self.metrics is not None:
-                    self.metrics.write(last)
-                self.progress.step(last)
+                last = self.advance()
                 stopped = self._agreed(stop.name)  # read once: a signal from here on is for the next step
                 if stopped or self.step_number == self.config.run.steps:
                     self.save()
@@ -186,6 +183,14 @@ class Trainer:
         self.world.all_reduce(numbers, operation="max")
         self.saver.agreed(int(numbers[1]))
         return Signals(int(numbers[0])).name if numbers[0] else None
+
+    def advance(self) -> StepMetrics:
+        """One step, told to the metrics file and the progress display."""
+        done = self.step()
+        if self.metrics is not None:
+            self.metrics.write(done)
+        self.progress.step(done)
+        return done
 
     def step(self) -> StepMetrics:
         """One optimizer step, with the evaluation and samples that are due after it."""

@@ -218,7 +218,7 @@ class Loader:
         """
         corpus_ids, sample_ids = self.mixture.locate(first_sample, count)
         outputs = _outputs(count, self.sequence_length)
-        for corpus in np.unique(corpus_ids):
+        for corpus in np.unique(corpus_ids) if len(self._corpora) > 1 else (0,):
             rows = np.flatnonzero(corpus_ids == corpus).astype(np.int64)
             self._corpora[int(corpus)].fill(sample_ids[rows] * self.sequence_length, rows, outputs)
         return _flattened(outputs, sample_ids, corpus_ids)
