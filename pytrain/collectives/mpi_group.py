@@ -357,7 +357,7 @@ def world_group(settings: Settings, communicator: MPI.Intracomm, nodes: Sequence
     device = native().CpuDevice(threads=1)
     tools = Tools(device, Staging(device), settings.limits)
     progress = Progress(MpiTransport(own, spin=False), journal)
-    process = Process(settings, journal, progress, tools, [], ProgressChoice("poll", "until all places are known"))
+    process = Process(settings, journal, progress, tools, [], ProgressChoice("test", "until all places are known"))
     journal.label = f"rank {own.Get_rank()} of {own.Get_size()}"
     first = MpiGroup(process, own, "world", range(own.Get_size()))
     node = mpi_transport.node_of(own) if nodes is None else nodes[first.rank]

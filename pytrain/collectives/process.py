@@ -55,14 +55,14 @@ def crowding(places: Sequence[Place], node: int) -> str | None:
 class ProgressChoice(NamedTuple):
     """What moves non-blocking operations of a rank on, and why."""
 
-    mode: Literal["thread", "poll"]
+    mode: Literal["thread", "test"]
     reason: str
 
     def __str__(self) -> str:
         return f"{self.mode}: {self.reason}"
 
 
-def choose_progress(asked: Literal["auto", "thread", "poll"], places: Sequence[Place], rank: int) -> ProgressChoice:
+def choose_progress(asked: Literal["auto", "thread", "test"], places: Sequence[Place], rank: int) -> ProgressChoice:
     """What moves the operations of a rank on.
 
     "auto" takes a thread where the rank may run on a core that no kernel thread of the node's ranks needs (A64FX
@@ -83,7 +83,7 @@ def choose_progress(asked: Literal["auto", "thread", "poll"], places: Sequence[P
     use = f"{ranks} with {threads} threads together may run on {cores} cores of {mine.host}"
     if threads < cores and mine.threads < len(mine.cores):
         return ProgressChoice("thread", f"{use}, which leaves one for a thread")
-    return ProgressChoice("poll", f"{use}, which leaves none for a thread")
+    return ProgressChoice("test", f"{use}, which leaves none for a thread")
 
 
 @dataclass

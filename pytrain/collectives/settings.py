@@ -19,7 +19,7 @@ class Settings:
     """Reductions in a fixed order only: MPI's own are out."""
     check: Literal["step", "each"] = "step"
     """When members compare what they are doing: in `check_sequence()` alone, or before each operation."""
-    progress: Literal["auto", "thread", "poll"] = "auto"
+    progress: Literal["auto", "thread", "test"] = "auto"
     """Who moves non-blocking operations on: a thread, or `poll()` between other work; "auto" takes the thread
     where the node has a core to spare for it (see `pytrain.collectives.process.choose_progress`)."""
     overlap: bool = True

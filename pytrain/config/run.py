@@ -264,10 +264,10 @@ class CollectivesSection(Section):
         default="step",
         description="When ranks compare what they are doing: once a step, or before every operation (slow).",
     )
-    progress: Literal["auto", "thread", "poll"] = Field(
+    progress: Literal["auto", "thread", "test"] = Field(
         default="auto",
-        description="What moves messages on while kernels run: a thread, or polls between operations. auto takes "
-        "the thread where the affinity mask has a core that no rank of the node computes on.",
+        description="What moves messages on while kernels run: a thread, or test calls between operations. "
+        "auto takes the thread where the affinity mask has a core that no rank of the node computes on.",
     )
     overlap: bool = Field(
         default=True,

@@ -109,9 +109,9 @@ def test_gradients_that_travel_as_bf16(tmp_path: Path) -> None:
         assert result["last_loss"] <= 2e-3, result
 
 
-@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("part", range(4))
 def test_grids_train_as_one_process(part: int, tmp_path: Path) -> None:
-    cases = covering_cases(seed=3)[part::2]
+    cases = covering_cases(seed=3)[part::4]
     (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     check_ranks(4, "tests.parallel.grid_worker", str(tmp_path / "cases.json"), str(tmp_path / "results.json"))
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
