@@ -248,6 +248,13 @@ def test_an_override_that_is_not_toml_is_text(minimal: Path) -> None:
     assert config.load(minimal, ['run.folder="3"']).run.folder == "3"
 
 
+@pytest.mark.parametrize("tp", [1, 2])
+def test_sequence_parallelism_is_accepted(minimal: Path, tp: int) -> None:
+    """Of one rank too, for which it is nothing: a configuration need not change with its grid."""
+    found = config.load(minimal, ["parallel.sequence_parallel=true", f"parallel.tp={tp}"])
+    assert (found.parallel.sequence_parallel, found.parallel.tp) == (True, tp)
+
+
 def test_dropout_of_zero_is_accepted(minimal: Path) -> None:
     assert config.load(minimal, ["model.dropout=0.0"]) == config.load(minimal)
 
