@@ -31,8 +31,11 @@ LENGTH, RANKS = 256, 2
 MODELS: dict[str, dict[str, object]] = {
     "14m": {"family": "gpt2", "layers": 6, "hidden": 384, "heads": 6, "vocabulary": 8192, "context": LENGTH},
     "gpt2-124m": {"preset": "gpt2-124m"},
+    "tiny": {"family": "gpt2", "layers": 4, "hidden": 32, "heads": 2, "vocabulary": 8192, "context": LENGTH},
 }
-SEQUENCES = {"14m": 8, "gpt2-124m": 4}
+MEASURED = ("14m", "gpt2-124m")
+"""By default; the tiny one only shows that the program works."""
+SEQUENCES = {"14m": 8, "gpt2-124m": 4, "tiny": 2}
 """Per step without accumulation."""
 
 
@@ -156,7 +159,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.option("--model", "models", multiple=True, type=click.Choice(list(MODELS)), default=tuple(MODELS))
+@click.option("--model", "models", multiple=True, type=click.Choice(list(MODELS)), default=MEASURED)
 @click.option("--case", "cases", multiple=True, type=click.Choice(list(CASES)), default=tuple(CASES))
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Turns of each job.")
 @click.option("--steps", default=1, show_default=True, type=click.IntRange(min=1), help="Of a turn; the last counts.")
