@@ -51,6 +51,18 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """What a checkpoint took, on rank 0."""
+
+    step: int
+    """Whose checkpoint it is."""
+    blocked_s: float
+    """Seconds in which training stood still for it."""
+    background_s: float
+    """Seconds in which it was written while training went on."""
+
+
+@dataclass(frozen=True)
 class StepMetrics:
     """One line of `metrics.jsonl`; a value that is not finite is written as null."""
 
@@ -87,6 +99,8 @@ class StepMetrics:
     prompts: tuple[Sample, ...] = ()
     groups: Mapping[str, Traffic] = field(default_factory=dict)
     """By group (world, tp, pp, dp); empty in one process."""
+    saved: Saved | None = None
+    """The checkpoint that became whole since the step before, if one did."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +169,9 @@ class MetricsWriter:
 
 
 def as_json(metrics: StepMetrics) -> dict[str, object]:
-    """The object of one line: non-finite numbers as None, no evaluation, prompts or groups where there are none."""
+    """The object of one line: non-finite numbers as None; what a step does not have is left out."""
     values = asdict(metrics)
-    for name in ("heldout", "prompts", "groups"):
+    for name in ("heldout", "prompts", "groups", "saved"):
         if not values[name]:
             del values[name]
     cleaned = _finite(values)

@@ -159,9 +159,21 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
         (["data.sequence_length=65"], "data.sequence_length (65) is longer than model.context (64)"),
         (
             ["batch.global_batch=7"],
-            "batch.global_batch (7) is not divisible by batch.micro_batch * parallel.dp (2 * 1); 6",
+            "is not divisible by batch.micro_batch * parallel.dp (2 * 1); with this dp it may be 6 or 8",
         ),
-        (["batch.global_batch=1"], "is not divisible by batch.micro_batch * parallel.dp (2 * 1); 2 would be"),
+        (
+            ["batch.global_batch=1"],
+            "is not divisible by batch.micro_batch * parallel.dp (2 * 1); with this dp it may be 2",
+        ),
+        (
+            ["batch.global_batch=24", "parallel.dp=5"],
+            "(2 * 5); with this dp it may be 20 or 30, and with this batch parallel.dp may be 4 or 6",
+        ),
+        (
+            ["batch.global_batch=6", "parallel.dp=8"],
+            "(2 * 8); with this dp it may be 16, and with this batch parallel.dp may be 3",
+        ),
+        (["batch.global_batch=7", "parallel.dp=2"], "(2 * 2); with this dp it may be 4 or 8"),
         (["learning_rate.warmup_steps=101"], "learning_rate.warmup_steps (101) is more than run.steps (100)"),
         (["learning_rate.minimum=0.01"], "learning_rate.minimum (0.01) is above learning_rate.peak (0.001)"),
         (["learning_rate.decay_steps=5"], 'learning_rate.decay_steps only belongs to schedule "wsd"'),

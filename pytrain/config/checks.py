@@ -95,12 +95,21 @@ def _sequence_fits(sequence_length: int, context: int) -> str | None:
 
 
 def _whole_micro_batches(global_batch: int, micro_batch: int, dp: int) -> str | None:
-    if global_batch % (micro_batch * dp) == 0:
+    unit = micro_batch * dp
+    if global_batch % unit == 0:
         return None
-    below = max(global_batch // (micro_batch * dp), 1) * micro_batch * dp
+    below = global_batch // unit * unit
+    batches = " or ".join(map(str, filter(None, (below, below + unit))))
+    advice = f"with this dp it may be {batches}"
+    whole, rest = divmod(global_batch, micro_batch)
+    if rest == 0:
+        divisors = [count for count in range(1, whole + 1) if whole % count == 0]
+        fewer = [count for count in divisors if count < dp][-1:]
+        more = [count for count in divisors if count > dp][:1]
+        advice += f", and with this batch parallel.dp may be {' or '.join(map(str, fewer + more))}"
     return (
         f"batch.global_batch ({global_batch}) is not divisible by batch.micro_batch * parallel.dp "
-        f"({micro_batch} * {dp}); {below} would be"
+        f"({micro_batch} * {dp}); {advice}"
     )
 
 

@@ -287,6 +287,17 @@ class CheckpointSection(Section):
     every: int = Field(
         default=0, ge=0, description="Save every so many steps; 0 saves only at the end and when stopped."
     )
+    asynchronous: bool = Field(
+        default=True,
+        description="Write a copy of what is saved while training goes on. The last save of a run, and the one after "
+        "a signal, are waited for.",
+    )
+    snapshot_gb: float = Field(
+        default=1.0,
+        gt=0,
+        description="Memory for that copy on each rank, in 10^9 bytes, taken when the run starts (less where the "
+        "rank saves less). What has no room in it is written before training goes on.",
+    )
     keep_last: int = Field(default=0, ge=0, description="Keep this many of the newest checkpoints; 0 keeps all.")
     keep_every: int = Field(
         default=0, ge=0, description="Besides keep_last, keep those whose step is a multiple; 0 for none."
