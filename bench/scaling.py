@@ -134,7 +134,14 @@ def summary(case: Case, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any
         }
         for kind in ("ranks", "in-turn")
     }
-    return {"target": case.target, "speeds": speeds, "ratios": ratios, "groups": groups}
+    waits = {
+        kind: [
+            statistics.median(step["waited_s"][rank] / step["step_s"] for step in found[kind])
+            for rank in range(RANKS)
+        ]
+        for kind in ("ranks", "in-turn")
+    }
+    return {"target": case.target, "speeds": speeds, "ratios": ratios, "groups": groups, "waits": waits}
 
 
 def report(result: dict[str, Any]) -> str:
@@ -149,6 +156,8 @@ def report(result: dict[str, Any]) -> str:
         if kind == "ranks":
             met = "met" if result["ratios"][kind] >= result["target"] else "missed"
             line += f" (target {result['target']:.2f}: {met})"
+        if kind != "alone":
+            line += "; waiting " + ", ".join(f"{share:.1%}" for share in result["waits"][kind]) + " of the step"
         lines.append(line)
         for group, traffic in result["groups"].get(kind, {}).items():
             lines.append(

@@ -38,6 +38,8 @@ def test_jobs_take_turns_and_the_ranks_are_compared(tmp_path: Path) -> None:
         assert result["ratios"]["ranks"] == pytest.approx(sum(mine / alone for mine, alone in pairs) / 2)
         for kind in ("ranks", "in-turn"):
             assert CASES[result["case"]] <= result["groups"][kind].keys()
+            assert len(result["waits"][kind]) == 2
+            assert all(0.0 <= share < 1.0 for share in result["waits"][kind])
         if result["case"] == "dp":
             assert result["groups"]["in-turn"]["dp"]["hidden_s"] == 0.0 < result["groups"]["ranks"]["dp"]["hidden_s"]
         assert f"{result['case']}: {result['tokens']} tokens a step" in ended.stdout
