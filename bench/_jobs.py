@@ -11,10 +11,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pytrain import launch
 from pytrain.errors import UserError
+
+if TYPE_CHECKING:
+    from pytrain.train import Trainer
 
 
 class Job:
@@ -121,13 +124,16 @@ def work(folder: Path) -> None:
                 reports.flush()
 
 
-def _report(trainer: Any) -> dict[str, Any]:
-    """A step: tokens per second, and seconds waited and hidden in each group of rank 0."""
+def _report(trainer: Trainer) -> dict[str, Any]:
+    """A step: tokens per second, seconds waited and hidden in each group of rank 0, and each rank's wait in all."""
     metrics = trainer.step()
+    groups = trainer.groups
+    waits = sum(group.counters.waited_seconds for group in (groups.world, groups.tp, groups.pp, groups.dp))
     return {
         "tok_s": metrics.tok_s,
         "step_s": metrics.step_s,
         "loss": metrics.loss,
+        "waited_s": groups.world.gather(waits),
         "groups": {
             name: {"waited_s": traffic.waited_s, "hidden_s": traffic.hidden_s, "bytes_sent": traffic.bytes_sent}
             for name, traffic in metrics.groups.items()

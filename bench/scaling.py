@@ -31,8 +31,11 @@ LENGTH, RANKS = 256, 2
 MODELS: dict[str, dict[str, object]] = {
     "14m": {"family": "gpt2", "layers": 6, "hidden": 384, "heads": 6, "vocabulary": 8192, "context": LENGTH},
     "gpt2-124m": {"preset": "gpt2-124m"},
+    "tiny": {"family": "gpt2", "layers": 4, "hidden": 32, "heads": 2, "vocabulary": 8192, "context": LENGTH},
 }
-SEQUENCES = {"14m": 8, "gpt2-124m": 4}
+MEASURED = ("14m", "gpt2-124m")
+"""By default; the tiny one only shows that the program works."""
+SEQUENCES = {"14m": 8, "gpt2-124m": 4, "tiny": 2}
 """Per step without accumulation."""
 
 
@@ -131,7 +134,14 @@ def summary(case: Case, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any
         }
         for kind in ("ranks", "in-turn")
     }
-    return {"target": case.target, "speeds": speeds, "ratios": ratios, "groups": groups}
+    waits = {
+        kind: [
+            statistics.median(step["waited_s"][rank] / step["step_s"] for step in found[kind])
+            for rank in range(RANKS)
+        ]
+        for kind in ("ranks", "in-turn")
+    }
+    return {"target": case.target, "speeds": speeds, "ratios": ratios, "groups": groups, "waits": waits}
 
 
 def report(result: dict[str, Any]) -> str:
@@ -146,6 +156,8 @@ def report(result: dict[str, Any]) -> str:
         if kind == "ranks":
             met = "met" if result["ratios"][kind] >= result["target"] else "missed"
             line += f" (target {result['target']:.2f}: {met})"
+        if kind != "alone":
+            line += "; waiting " + ", ".join(f"{share:.1%}" for share in result["waits"][kind]) + " of the step"
         lines.append(line)
         for group, traffic in result["groups"].get(kind, {}).items():
             lines.append(
@@ -156,7 +168,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.option("--model", "models", multiple=True, type=click.Choice(list(MODELS)), default=tuple(MODELS))
+@click.option("--model", "models", multiple=True, type=click.Choice(list(MODELS)), default=MEASURED)
 @click.option("--case", "cases", multiple=True, type=click.Choice(list(CASES)), default=tuple(CASES))
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Turns of each job.")
 @click.option("--steps", default=1, show_default=True, type=click.IntRange(min=1), help="Of a turn; the last counts.")

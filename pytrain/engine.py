@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pytrain.native import native
 from pytrain.parallel import Groups
 from pytrain.passes import BucketReady, Passes
-from pytrain.schedule import Action, Kind, Program
+from pytrain.schedule import Action, Kind, Program, early_receives
 from pytrain.schedule.actions import WEIGHT_GRADIENT
 from pytrain.stage import Scalar, Stage
 
@@ -81,6 +81,7 @@ class Engine:
             for number, count in (gradient_buffers or {}).items()
         }
         self._sends: dict[tuple[Kind, int, int | None], Handle] = {}
+        self._receives: dict[tuple[Kind, int, int | None], Handle] = {}
         self._native_seconds = 0.0
         self._in_flight: set[tuple[int, int]] = set()
         self._most_in_flight = 0
@@ -112,8 +113,11 @@ class Engine:
         executed: list[Action] = []
         self._prepare(batches, loss_scale, training)
         last_weight = {action.stage: index for index, action in enumerate(program) if action.kind in WEIGHT_GRADIENT}
+        early = early_receives(program) if training else {}
         update = None
         for index, action in enumerate(program):
+            for receive in early.get(index, ()):
+                self._start_receive(receive)
             if action.kind is Kind.UPDATE:
                 update = self._update(learning_rate, loss_scale)
             elif action.kind in WEIGHT_GRADIENT or action.kind in (Kind.FORWARD, Kind.BACKWARD_INPUT):
@@ -171,6 +175,7 @@ class Engine:
             self._timed(lambda: passes.backward_weight(slot, ready))
         else:
             self._timed(lambda: self._backward(action, slot, ready))
+        self.groups.world.poll()  # messages that have arrived are done, and are not waited for later
         if action.kind in WEIGHT_GRADIENT or pass_ == "evaluate":
             self._in_flight.remove(key)
 
@@ -219,13 +224,19 @@ class Engine:
             assert action.peer is not None
             self._sends[key] = self.groups.pp.start_send(self._message(action), action.peer)
         elif action.kind in (Kind.RECV_FORWARD, Kind.RECV_BACKWARD):
-            assert action.peer is not None
-            self.groups.pp.receive(self._message(action), action.peer)
+            if key not in self._receives:
+                self._start_receive(action)
+            self._receives.pop(key).wait()
         elif action.kind is Kind.TIED:
             stage = self.stages[action.stage]
             self.groups.tied.all_reduce(stage.gradient("embed.tokens"), stage.half)
         elif action.kind is Kind.REDUCE and self.optimizer is not None:
             self.optimizer.state_of(self.stages[action.stage]).reduce_all()
+
+    def _start_receive(self, action: Action) -> None:
+        assert action.peer is not None
+        key = (action.kind, action.stage, action.microbatch)
+        self._receives[key] = self.groups.pp.start_receive(self._message(action), action.peer)
 
     def _message(self, action: Action) -> NDArray[Any]:
         """The array that a SEND or RECV moves."""

@@ -338,3 +338,10 @@ def test_the_command_exits_with_its_status() -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith('error: "nonsense.key" is not a key')
+
+
+def test_info_says_what_would_move_messages_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == ExitCode.OK
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("MPI progress:"))
+    assert line.split()[2] in ("thread:", "poll:")
+    assert " 1 rank with " in line

@@ -74,6 +74,9 @@ def test_staging_keeps_its_buffers_and_counts_them() -> None:
     numbers = bigger.view(np.dtype(np.uint16), 3)
     numbers[:] = 9
     assert (numbers.dtype, numbers.size) == (np.uint16, 3)
+    assert bigger.view(np.dtype(np.float32), 3).dtype == np.float32  # the same size in another type
+    assert bigger.view(np.dtype(np.float32), 4).size == 4
+    assert np.shares_memory(bigger.view(np.dtype(np.uint16), 3), numbers)
 
 
 # --- progress, on messages that complete when the test says so -------------------------------------
