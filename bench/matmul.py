@@ -85,7 +85,7 @@ def call(device: CpuDevice, product: Product, dtype: str) -> Callable[[], object
     size = (m * k + k * n) * half.itemsize + m * n * result.itemsize
     sets = [
         (
-            np.zeros((m, n), result),
+            np.full((m, n), 0, result),
             np.full((k, m) if transpose_a else (m, k), one, half),
             np.full((n, k) if transpose_b else (k, n), one, half),
         )

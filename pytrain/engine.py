@@ -135,7 +135,7 @@ class Engine:
             stage.scalars[:] = 0.0
             stage.scalars[Scalar.GRADIENT_SCALE] = loss_scale / max(count[0], 1.0)
             if training:
-                self._timed(self._state_of(stage).zero_gradients)
+                self._timed(self._state_of(stage).start_gradients)
 
     def _own_sums(self) -> NDArray[np.float64]:
         """Loss and count that this rank adds to the world's: each replica's last stage speaks once."""

@@ -144,9 +144,11 @@ class StageState:
 
     # --- gradients -----------------------------------------------------------------------------------
 
-    def zero_gradients(self) -> None:
-        """Before the first micro-batch of a step."""
-        for buffer in self.gradient_shards or self.stage.gradients:
+    def start_gradients(self) -> None:
+        """Before the first micro-batch of a step: it overwrites whole gradients, and shards start from zero."""
+        if not self.gradient_shards:
+            self.stage.native.overwrite_gradients()
+        for buffer in self.gradient_shards:
             self.stage.device.fill(buffer.array, 0.0, self.stage.half)
 
     def start_reduction(self, bucket: int) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytrain.metrics import Evaluation, Sample, Traffic, as_json
+from pytrain.metrics import Evaluation, Sample, Saved, Traffic, as_json
 from tests.test_metrics import STEP
 
 
@@ -15,6 +15,7 @@ def test_what_belongs_to_others_is_written_whole(empty: bool) -> None:
         "heldout": {"wiki": Evaluation(2.0, 7.4, float("nan"))},
         "prompts": (Sample("Once", " upon"), Sample("Twice", "")),
         "groups": {"tp": Traffic(0.25, 0.5, 1024), "dp": Traffic(0.0, float("inf"), 0)},
+        "saved": Saved(4, 0.5, 1.5),
     }
     found = as_json(STEP if empty else replace(STEP, **more))  # type: ignore[arg-type]
     assert found["loss"] == STEP.loss
@@ -28,4 +29,5 @@ def test_what_belongs_to_others_is_written_whole(empty: bool) -> None:
         "tp": {"waited_s": 0.25, "hidden_s": 0.5, "bytes_sent": 1024},
         "dp": {"waited_s": 0.0, "hidden_s": None, "bytes_sent": 0},
     }
+    assert found["saved"] == {"step": 4, "blocked_s": 0.5, "background_s": 1.5}
     json.dumps(found, allow_nan=False)

@@ -344,8 +344,7 @@ void bind_device(py::module_& module) {
              py::arg("residual") = py::none(), py::arg("activated") = py::none(), half,
              "c (m,n) = op(a) op(b) [+ c] [+ bias (n)] [+ residual (m,n)]; activated (m,n) = gelu(c). Rows may be "
              "strided.")
-        .def("pack", &pack, py::arg("panel"), py::arg("source"), py::arg("along"), half,
-             py::arg("pairs") = false,
+        .def("pack", &pack, py::arg("panel"), py::arg("source"), py::arg("along"), half, py::arg("pairs") = false,
              "The packing kernel, for tests: panel (k, panel width) float32 of source (width, k) if along, else (k, "
              "width); with pairs, panel ((k+1)/2, panel width) of words that each hold two bf16.")
         .def("bias_backward", &bias_backward, py::arg("dbias"), py::arg("dy"), half,

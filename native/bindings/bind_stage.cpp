@@ -78,7 +78,7 @@ void bind_stage(py::module_& module) {
         },
         py::arg("shape"), py::arg("policy"), py::kw_only(), py::arg("first_op"), py::arg("last_op"), py::arg("batch"),
         py::arg("length"), py::arg("recompute"), py::arg("tp_rank") = 0, py::arg("tp_size") = 1, py::arg("slots") = 1,
-        py::arg("training") = true, py::arg("defer_weight") = false, py::arg("head_chunk") = 256,
+        py::arg("training") = true, py::arg("defer_weight") = false, py::arg("head_chunk") = 0,
         py::arg("sequence_parallel") = false, "(bytes, table) of the arena a Stage of these arguments would allocate");
 
     py::class_<Stage>(module, "Stage", "A range of ops on one rank; see native/model/stage.h.")
@@ -94,7 +94,7 @@ void bind_stage(py::module_& module) {
              py::arg("device"), py::arg("shape"), py::arg("policy"), py::kw_only(), py::arg("first_op"),
              py::arg("last_op"), py::arg("batch"), py::arg("length"), py::arg("recompute"), py::arg("tp_rank") = 0,
              py::arg("tp_size") = 1, py::arg("slots") = 1, py::arg("training") = true, py::arg("defer_weight") = false,
-             py::arg("head_chunk") = 256, py::arg("sequence_parallel") = false, py::keep_alive<1, 2>())
+             py::arg("head_chunk") = 0, py::arg("sequence_parallel") = false, py::keep_alive<1, 2>())
         .def_property_readonly("layout", &Stage::layout, py::return_value_policy::reference_internal)
         .def_property_readonly("first_op", [](const Stage& stage) { return stage.config().first_op; })
         .def_property_readonly("last_op", [](const Stage& stage) { return stage.config().last_op; })
@@ -114,6 +114,9 @@ void bind_stage(py::module_& module) {
                 stage.parameters().bind_gradients(bucket, reinterpret_cast<void*>(address));
             },
             py::arg("bucket"), py::arg("address"))
+        .def(
+            "overwrite_gradients", &Stage::overwrite_gradients,
+            "From here on the first gradient of each tensor takes the place of what is there, instead of adding to it.")
         .def(
             "forward",
             [](Stage& stage, std::int64_t slot, std::int64_t begin, std::int64_t end, const std::string& pass) {

@@ -150,9 +150,7 @@ void check_attention(const Attention& attention, const char* operation) {
           " need as many keys, but there are ", attention.key_rows, " key rows");
 }
 
-int64_t forward_floats(const AttentionTiles& tiles) {
-    return ForwardScratch(tiles, nullptr).room.used();
-}
+int64_t forward_floats(const AttentionTiles& tiles) { return ForwardScratch(tiles, nullptr).room.used(); }
 
 void attention_forward(const Kernels& kernels, Workspace& workspace, const Attention& attention) {
     check_attention(attention, "attention_forward");

@@ -105,8 +105,8 @@ struct Kernels {
     // How operands of these types are multiplied.
     Products products(DType a, DType b) const {
         if (a == DType::bf16 && b == DType::bf16 && bf16.matmul_tile != nullptr) return bf16;
-        Products widened{1,           tile_rows,     tile_columns, block_rows, block_depth,
-                         block_columns, matmul_tile, {},           {},         peak_flops};
+        Products widened{1,           tile_rows, tile_columns, block_rows, block_depth, block_columns,
+                         matmul_tile, {},        {},           peak_flops};
         for (int type = 0; type < kDTypes; ++type) {
             widened.pack_along[type] = pack_along[type];
             widened.pack_across[type] = pack_across[type];

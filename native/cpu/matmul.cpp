@@ -40,8 +40,8 @@ struct Room {
     explicit Room(const Products& table)
         : region_rows(round_up(kRegionRows, table.tile_rows)),
           region_columns(round_up(kRegionColumns, table.tile_columns)),
-          a_panel(round_up(table.tile_rows * table.words(table.block_depth), kAlignFloats)),
-          b_panel(round_up(table.tile_columns * table.words(table.block_depth), kAlignFloats)),
+          a_panel(round_up(table.tile_rows * table.words(table.block_depth), kAlignFloats) + kAlignFloats),
+          b_panel(round_up(table.tile_columns * table.words(table.block_depth), kAlignFloats) + kAlignFloats),
           a_floats(region_rows / table.tile_rows * a_panel),
           b_floats(region_columns / table.tile_columns * b_panel),
           tile_floats(round_up(table.tile_rows * table.tile_columns, kAlignFloats)),
@@ -52,7 +52,7 @@ struct Room {
     int64_t thread() const { return b_panel + tile_floats + 2 * row_floats + block_floats; }
 
     int64_t region_rows, region_columns;
-    int64_t a_panel, b_panel;    // floats from one panel to the next
+    int64_t a_panel, b_panel;    // floats from one panel to the next: no power of two, which would share cache sets
     int64_t a_floats, b_floats;  // shared: panels of a, panels of b, then sums (region_rows, region_columns)
     int64_t tile_floats;         // thread: a panel of b, a tile, two rows of a task, then the sums of one
     int64_t row_floats, block_floats;

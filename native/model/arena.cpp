@@ -30,6 +30,15 @@ struct Sizes {
         scores = rows * heads;
     }
 };
+
+// Rows of a chunk of logits. Chosen ones are of nearly equal size.
+std::int64_t head_rows(const StageConfig& config, std::int64_t rows, std::int64_t vocabulary) {
+    if (config.head_chunk > 0) return std::min(config.head_chunk, rows);
+    const std::int64_t row_bytes = vocabulary * static_cast<std::int64_t>(size_of(DType::fp32));
+    const std::int64_t most = std::max<std::int64_t>(1, kLogitsBytes / std::max<std::int64_t>(1, row_bytes));
+    const std::int64_t chunks = (rows + most - 1) / most;
+    return (rows + chunks - 1) / chunks;
+}
 }  // namespace
 
 const char* name_of(Lifetime lifetime) {
@@ -56,8 +65,9 @@ Arena::Arena(const Shape& shape, const Policy& policy, const StageConfig& config
     const Ops all(shape.layers);
     check(static_cast<std::int64_t>(config.recompute.size()) == shape.layers, "recompute has ", config.recompute.size(),
           " entries for ", shape.layers, " layers");
-    check(config.batch >= 1 && config.length >= 1 && config.slots >= 1 && config.head_chunk >= 1,
-          "batch, length, slots and head_chunk of a stage must be at least 1");
+    check(config.batch >= 1 && config.length >= 1 && config.slots >= 1,
+          "batch, length and slots of a stage must be at least 1");
+    check(config.head_chunk >= 0, "head_chunk of a stage must be at least 1, or 0 to have it chosen");
     check(!config.gathers() || config.batch * config.length >= config.tp_size, "sequence parallelism of ",
           config.tp_size, " ranks needs as many tokens in a micro-batch, which has ", config.batch * config.length);
     check(config.length <= shape.context || !shape.learned_positions, "sequences of ", config.length,
@@ -101,10 +111,10 @@ void Arena::plan_shared(const Shape& shape, const Policy& policy, const StageCon
     const auto shared = [&](const char* name, std::int64_t elements, DType dtype) {
         return add(name, Lifetime::operation, elements, dtype, 1);
     };
+    head_chunk = head_rows(config, size.rows, size.vocabulary);
     if (config.tp_size > 1) partial = shared("partial", size.hidden, policy.activations);
     if (config.gathers()) gathered = shared("gathered", size.hidden, policy.activations);
-    if (config.last_op == all.count())
-        logits = shared("logits", std::min(config.head_chunk, size.rows) * size.vocabulary, DType::fp32);
+    if (config.last_op == all.count()) logits = shared("logits", head_chunk * size.vocabulary, DType::fp32);
     if (!config.training) return;
     dresidual = shared("dresidual", size.hidden, policy.activations);
     dnorm = shared("dnorm", size.hidden, policy.activations);

@@ -30,13 +30,13 @@ enum class Recompute : std::uint8_t { none, selective, full };
 struct StageConfig {
     std::int64_t first_op, last_op;
     std::int64_t tp_rank = 0, tp_size = 1;
-    bool sequence_parallel = false;    // the residual stream and the norms on this rank's rows alone; see stage_rows
+    bool sequence_parallel = false;    // the residual stream and the norms on this rank's rows alone: stream_rows
     std::int64_t batch, length;        // sequences and tokens of a micro-batch
     std::int64_t slots = 1;            // micro-batches in flight
     bool training = true;              // else no backward: one layer's activations are kept
     bool defer_weight = false;         // backward_weight may come long after backward_input
     std::vector<Recompute> recompute;  // one per layer of the model
-    std::int64_t head_chunk = 256;     // rows of logits that exist at a time
+    std::int64_t head_chunk = 0;       // rows of logits that exist at a time; 0: as many as kLogitsBytes hold
 
     bool gathers() const { return sequence_parallel && tp_size > 1; }
 };
@@ -44,6 +44,10 @@ struct StageConfig {
 // Rows of the residual stream that this rank holds, of batch * length: all, or its part under sequence parallelism,
 // which cuts the flattened rows and not each sequence, so that one sequence is enough and no length has to divide.
 Range stream_rows(const StageConfig&);
+
+// Every chunk of logits packs the head's matrix twice and adds to the whole of its gradient, which is worth much more
+// memory than a chunk is, up to this much.
+constexpr std::int64_t kLogitsBytes = std::int64_t{128} << 20;
 
 // A named piece of the arena: offsets are bytes from its start.
 struct ArenaEntry {
@@ -94,6 +98,7 @@ struct Arena {
     Place dout, dactive;  // (rows, heads*head_size), (rows, ffn)
     Place delta;          // (batch, heads, length) fp32
     Place logits;         // (head_chunk, vocabulary slice)
+    std::int64_t head_chunk = 0;
 
 private:
     Place add(const std::string& name, Lifetime, std::int64_t elements, DType, std::int64_t copies);

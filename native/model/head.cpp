@@ -10,9 +10,9 @@ namespace pytrain {
 
 struct Stage::HeadChunk {
     std::int64_t rows;
-    Tensor x;                     // (rows, hidden)
-    Tensor logits;                // (rows, vocabulary slice) fp32
-    Tensor dlogits;               // the same memory, row by row; bf16 where activations are
+    Tensor x;        // (rows, hidden)
+    Tensor logits;   // (rows, vocabulary slice) fp32
+    Tensor dlogits;  // the same memory, row by row; bf16 where activations are
     std::int64_t ld_dlogits;
     float* statistics;            // (rows, 3), this slice's
     float* lse;                   // (rows)
@@ -25,7 +25,7 @@ Stage::HeadChunk Stage::head_chunk(std::int64_t slot, std::int64_t first) const 
     const Tensor logits = at(arena_.logits, 0, DType::fp32);
     const auto halves = static_cast<std::int64_t>(size_of(DType::fp32) / size_of(dtype));
     float* const own = floats(arena_.statistics, slot) + config_.tp_rank * rows_ * kHeadStatistics;
-    return {std::min(config_.head_chunk, rows_ - first),
+    return {std::min(arena_.head_chunk, rows_ - first),
             activation(places(ops_.final_norm()).y, slot).at(first * shape_.hidden),
             logits,
             {logits.data, dtype},
@@ -53,7 +53,7 @@ void Stage::head_gradients(const HeadChunk& chunk, Tensor dx) {
 
 void Stage::head_forward(std::int64_t slot, Pass pass) {
     const bool fused = pass == Pass::train && config_.tp_size == 1;
-    for (std::int64_t first = 0; first < rows_; first += config_.head_chunk) {
+    for (std::int64_t first = 0; first < rows_; first += arena_.head_chunk) {
         const HeadChunk chunk = head_chunk(slot, first);
         head_logits(chunk);
         device_.head_statistics(chunk.statistics, chunk.logits, chunk.targets, chunk.rows, vocabulary_.size(),
@@ -75,7 +75,7 @@ void Stage::head_backward_input(std::int64_t slot) {
     device_.zero(dresidual().data, stream_bytes(), device_.compute_queue());
     if (config_.tp_size == 1) return;
     norm_output(slot, ops_.final_norm());  // refuses one that was to be gathered again and was not
-    for (std::int64_t first = 0; first < rows_; first += config_.head_chunk) {
+    for (std::int64_t first = 0; first < rows_; first += arena_.head_chunk) {
         const HeadChunk chunk = head_chunk(slot, first);
         head_logits(chunk);
         head_gradients(chunk, activation(arena_.dnorm, 0).at(first * shape_.hidden));

@@ -19,16 +19,18 @@ Matmul whole(std::int64_t m, std::int64_t n, std::int64_t k, Tensor a, Transpose
 // Gradient of a weight stored (first, second): sum over rows of left (rows, first) times right (rows, second).
 void weight_gradient(Device& device, const Parameters& parameters, std::int64_t weight, std::int64_t rows, Tensor left,
                      std::int64_t first, Tensor right, std::int64_t second, std::int64_t ld_left = kContiguous) {
-    Matmul args = whole(first, second, rows, left, Transpose::yes, right, Transpose::no, parameters.gradient(weight));
+    bool accumulate = true;
+    const Tensor gradient = parameters.gradient(weight, &accumulate);
+    Matmul args = whole(first, second, rows, left, Transpose::yes, right, Transpose::no, gradient);
     if (ld_left != kContiguous) args.lda = ld_left;
-    args.accumulate = true;
+    args.accumulate = accumulate;
     device.matmul(args, device.compute_queue());
 }
 
 void bias_gradient(Device& device, const Parameters& parameters, const Product& product, std::int64_t rows, Tensor dy,
                    std::int64_t lddy = kContiguous) {
     if (product.bias < 0) return;
-    device.bias_backward(parameters.gradient(product.bias), dy, rows, product.out,
+    device.bias_backward(parameters.gradient(product.bias, product.out), dy, rows, product.out,
                          lddy == kContiguous ? product.out : lddy, device.compute_queue());
 }
 }  // namespace

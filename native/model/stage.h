@@ -43,6 +43,8 @@ public:
     const StageConfig& config() const { return config_; }
     const Arena& arena() const { return arena_; }
     Parameters& parameters() { return parameters_; }
+    // Before the first micro-batch of a step; see Parameters. Every tensor gets a gradient in every micro-batch.
+    void overwrite_gradients() { parameters_.overwrite_gradients(&device_); }
     const Layout& layout() const { return parameters_.layout(); }
     StepScalars* scalars() { return scalars_; }
 

@@ -166,9 +166,10 @@ def info(ring: bool, collectives: bool, out: Path, largest: int) -> None:
 
         describe_ranks(ring, out if collectives else None, largest)
         return
+    from pytrain.cli.ranks import progress_of_one_rank
     from pytrain.information import report
 
-    click.echo(report())
+    click.echo(report({"MPI progress": progress_of_one_rank()}))
 
 
 @root.command(short_help="See everything work, in two minutes.")
@@ -234,6 +235,8 @@ def completion(shell: str) -> None:
     click.echo(shell_class(root, {}, "pytrain", "_PYTRAIN_COMPLETE").source())
 
 
-for command in (corpus.prepare, corpus.tokenizer, model.generate, model.export, model.import_, model.inspect):
+for command in (corpus.prepare, corpus.tokenizer, model.generate, model.evaluate):
+    root.add_command(command)
+for command in (model.export, model.import_, model.inspect):
     root.add_command(command)
 root.add_command(plan.plan)

@@ -16,11 +16,13 @@ using avx512::kTileColumns;
 using avx512::kTileRows;
 using avx512::kTileVectors;
 
-// Cache blocks: the bytes of fp32's, hence twice the depth.
+// Cache blocks: deeper than fp32's, since a word takes as long as one of fp32 while c, which is loaded and stored once
+// for each block of k, is as large. 512 words: a panel of a (28 KiB) in the first-level cache, and in a second level of
+// 1 MiB a task's panels of b (192 x 512: 384 KiB), its block of a (112 x 512: 224 KiB) and its sums (84 KiB).
 constexpr std::int64_t kWordDepth = 2;
 constexpr int kBlockRows = avx512::kBlockRows;
-constexpr int kBlockDepth = kWordDepth * avx512::kBlockDepth;
-constexpr int kBlockColumns = avx512::kBlockColumns;
+constexpr int kBlockDepth = kWordDepth * 512;
+constexpr int kBlockColumns = 6 * kTileColumns;
 
 inline __m512bh pairs(__m512 words) { return (__m512bh)words; }
 

@@ -99,6 +99,7 @@ void pack_along(float* panel, const void* source, std::int64_t ld, std::int64_t 
             PYTRAIN_UNROLL
             for (std::int64_t i = 0; i < 16; ++i) {
                 const auto* begin = vectors + i * ld + p;
+                if (i < valid) _mm_prefetch(reinterpret_cast<const char*>(begin) + 256, _MM_HINT_T0);
                 const __m512i row = i >= valid   ? _mm512_setzero_si512()
                                     : rest >= 32 ? Source::load_words(begin)
                                                  : Source::load_words(begin, rest);
@@ -113,6 +114,9 @@ void pack_along(float* panel, const void* source, std::int64_t ld, std::int64_t 
     }
 }
 
+// Rows lie too far apart for the hardware to see that the next panels read on in each.
+constexpr std::int64_t kAhead = 128;  // bytes: two panels of 32 elements, four of 14
+
 template <class Source>
 void pack_across(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width,
                  std::int64_t panel_width) {
@@ -122,7 +126,11 @@ void pack_across(float* panel, const void* source, std::int64_t ld, std::int64_t
     if (width == 32 && panel_width == 32) {  // the usual right operand
         for (; 2 * word + 1 < k; ++word) {
             __m512i first, second;
-            Source::load_rows(from + 2 * word * ld, from + (2 * word + 1) * ld, &first, &second);
+            const auto* lower = from + 2 * word * ld;
+            const auto* upper = lower + ld;
+            _mm_prefetch(reinterpret_cast<const char*>(lower) + kAhead, _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(upper) + kAhead, _MM_HINT_T0);
+            Source::load_rows(lower, upper, &first, &second);
             _mm512_storeu_si512(panel + word * 32, first);
             _mm512_storeu_si512(panel + word * 32 + 16, second);
         }
@@ -130,13 +138,15 @@ void pack_across(float* panel, const void* source, std::int64_t ld, std::int64_t
     for (; word < words; ++word) {
         const auto* lower = from + 2 * word * ld;
         const auto* upper = 2 * word + 1 < k ? lower + ld : nullptr;
+        _mm_prefetch(reinterpret_cast<const char*>(lower) + kAhead, _MM_HINT_T0);
+        if (upper != nullptr) _mm_prefetch(reinterpret_cast<const char*>(upper) + kAhead, _MM_HINT_T0);
         for (std::int64_t first = 0; first < panel_width; first += 16) {
             const std::int64_t valid = width - first;
             const auto* second = upper ? upper + first : nullptr;
-            const __m512i x = valid <= 0                          ? _mm512_setzero_si512()
-                              : valid >= 16 && second != nullptr ? Source::load_rows(lower + first, second)
-                                                                  : Source::load_rows(lower + first, second,
-                                                                                      valid < 16 ? valid : 16);
+            const __m512i x = valid <= 0 ? _mm512_setzero_si512()
+                              : valid >= 16 && second != nullptr
+                                  ? Source::load_rows(lower + first, second)
+                                  : Source::load_rows(lower + first, second, valid < 16 ? valid : 16);
             store_words(panel, word, words, panel_width, first, x);
         }
     }
