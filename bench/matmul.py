@@ -34,7 +34,7 @@ class Layer(NamedTuple):
     name: str
     outputs: int
     inputs: int
-    count: int
+    repeats: int
     row_parallel: bool = False
 
 
@@ -79,7 +79,7 @@ def call(device: CpuDevice, product: Product, dtype: str) -> Callable[[], object
     result = np.dtype(np.float32) if product.fp32_result else half
     m, n, k = product.m, product.n, product.k
     transpose_a, transpose_b = (letter == "T" for letter in product.kind)
-    one: float = np.ones(1, np.float32).view(np.uint16)[1] if half == np.uint16 else 1.0  # type: ignore[assignment]
+    one: float = np.ones(1, np.float32).view(np.uint16)[1] if half == np.uint16 else 1.0
     size = (m * k + k * n) * half.itemsize + m * n * result.itemsize
     sets = [
         (
@@ -92,8 +92,16 @@ def call(device: CpuDevice, product: Product, dtype: str) -> Callable[[], object
     operands = cycle(sets)
 
     def work() -> None:
-        options = {"transpose_a": transpose_a, "transpose_b": transpose_b, "accumulate": product.what == "dW"}
-        device.matmul(*next(operands), **options, half="bf16" if dtype == "fp32" else dtype)
+        c, a, b = next(operands)
+        device.matmul(
+            c,
+            a,
+            b,
+            transpose_a=transpose_a,
+            transpose_b=transpose_b,
+            accumulate=product.what == "dW",
+            half="bf16" if dtype == "fp32" else dtype,
+        )
 
     return work
 
@@ -118,7 +126,7 @@ def command(threads: int | None, runs: int, dtype: str, rows: int, head_rows: in
             for product in products(layer, chunk):
                 elapsed = best_seconds(call(device, product, dtype), runs)
                 speed = product.flops / elapsed / 1e9
-                times = layer.count * rows / chunk
+                times = layer.repeats * rows / chunk
                 flops, seconds = flops + times * product.flops, seconds + times * elapsed
                 shape = f"{product.m:>6} {product.n:>6} {product.k:>6}  {product.kind}"
                 print(f"{layer.name:14} {product.what:7} {shape}  {speed:>7.1f}  {speed / peak:>6.1%}", flush=True)
