@@ -13,7 +13,7 @@ from tests import runs
 
 STEPS, COMPARED = 200, slice(149, 200)
 TOLERANCE = 0.0025
-"""Of the mean loss over steps 150 to 200, relative to fp32's: 0.0007 was seen, 0.005 is what is promised."""
+"""Of the mean loss over steps 150 to 200, relative to fp32's: 0.0011 was seen, 0.005 is what is promised."""
 
 
 def losses(corpora: runs.Corpora, folder: Path, family: str, dtype: str, **environment: str) -> list[float]:
