@@ -85,5 +85,11 @@ void fill_avx2(Kernels*);
 #ifdef PYTRAIN_BUILD_AVX512
 void fill_avx512(Kernels*);
 #endif
+#ifdef PYTRAIN_BUILD_NEON
+void fill_neon(Kernels*);
+#endif
+#ifdef PYTRAIN_BUILD_SVE
+void fill_sve(Kernels*);
+#endif
 
 }  // namespace pytrain::cpu

@@ -1,0 +1,71 @@
+// Packing of panels for SVE. The generic one transposes arrays of vectors, which SVE does not have.
+//
+// Bytes: each source element is read once and written once as fp32.
+#pragma once
+#include <cstdint>
+
+#include "cpu/sve/simd.h"
+
+namespace pytrain::cpu::sve {
+namespace {
+
+template <class Storage>
+void pack_across(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width,
+                 std::int64_t panel_width) {
+    const auto* elements = static_cast<const typename Storage::Element*>(source);
+    for (std::int64_t first = 0; first < panel_width; first += kLanes) {
+        const svbool_t valid = lanes(width - first), room = lanes(panel_width - first);
+        for (std::int64_t p = 0; p < k; ++p)
+            svst1_f32(room, panel + p * panel_width + first, Storage::load_where(valid, elements + p * ld + first));
+    }
+}
+
+// Lanes [4 segment, 4 segment + n).
+inline svbool_t segment_lanes(std::int64_t segment, std::int64_t n) {
+    return svbic_b_z(svptrue_b8(), lanes(4 * segment + n), lanes(4 * segment));
+}
+
+// Four vectors become columns [0, n) of `steps` rows of a panel, n <= 4 and steps <= lanes: each segment of 128 bits is
+// transposed by itself, after which segment s of step0 holds row 4 s, that of step1 row 4 s + 1, and so on. A segment is
+// stored by a mask that leaves out the others, at an address that lies 4 s lanes before its own.
+inline void store_columns(float* panel, std::int64_t panel_width, std::int64_t steps, std::int64_t n, V vector0,
+                          V vector1, V vector2, V vector3) {
+    const svfloat64_t even01 = svreinterpret_f64_f32(svtrn1_f32(vector0, vector1));
+    const svfloat64_t odd01 = svreinterpret_f64_f32(svtrn2_f32(vector0, vector1));
+    const svfloat64_t even23 = svreinterpret_f64_f32(svtrn1_f32(vector2, vector3));
+    const svfloat64_t odd23 = svreinterpret_f64_f32(svtrn2_f32(vector2, vector3));
+    const V step0 = svreinterpret_f32_f64(svtrn1_f64(even01, even23));
+    const V step1 = svreinterpret_f32_f64(svtrn1_f64(odd01, odd23));
+    const V step2 = svreinterpret_f32_f64(svtrn2_f64(even01, even23));
+    const V step3 = svreinterpret_f32_f64(svtrn2_f64(odd01, odd23));
+    for (std::int64_t segment = 0; 4 * segment < steps; ++segment) {
+        float* const row = panel + 4 * segment * (panel_width - 1);
+        const svbool_t mask = segment_lanes(segment, n);
+        svst1_f32(mask, row, step0);
+        if (4 * segment + 1 < steps) svst1_f32(mask, row + panel_width, step1);
+        if (4 * segment + 2 < steps) svst1_f32(mask, row + 2 * panel_width, step2);
+        if (4 * segment + 3 < steps) svst1_f32(mask, row + 3 * panel_width, step3);
+    }
+}
+
+template <class Storage>
+void pack_along(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width,
+                std::int64_t panel_width) {
+    const auto* elements = static_cast<const typename Storage::Element*>(source);
+    for (std::int64_t first = 0; first < panel_width; first += 4) {
+        const auto* vectors = elements + first * ld;
+        const std::int64_t valid = width - first, n = panel_width - first < 4 ? panel_width - first : 4;
+        for (std::int64_t p = 0; p < k; p += kLanes) {
+            const svbool_t steps = lanes(k - p), none = svpfalse_b();
+            const V vector0 = Storage::load_where(valid > 0 ? steps : none, vectors + p);
+            const V vector1 = Storage::load_where(valid > 1 ? steps : none, vectors + ld + p);
+            const V vector2 = Storage::load_where(valid > 2 ? steps : none, vectors + 2 * ld + p);
+            const V vector3 = Storage::load_where(valid > 3 ? steps : none, vectors + 3 * ld + p);
+            store_columns(panel + p * panel_width + first, panel_width, k - p < kLanes ? k - p : kLanes, n, vector0,
+                          vector1, vector2, vector3);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace pytrain::cpu::sve
