@@ -34,12 +34,29 @@ inline V keep_n(V x, std::int64_t n) { return svsel_f32(lanes(n), x, set(0.0f));
 inline V add(V a, V b) { return svadd_f32_x(all(), a, b); }
 inline V sub(V a, V b) { return svsub_f32_x(all(), a, b); }
 inline V mul(V a, V b) { return svmul_f32_x(all(), a, b); }
-inline V div(V a, V b) { return svdiv_f32_x(all(), a, b); }
 inline V fma(V a, V b, V c) { return svmla_f32_x(all(), c, a, b); }
 // A comparison and a choice: FMIN and FMAX would return NaN where either operand is NaN.
 inline V min(V a, V b) { return svsel_f32(svcmplt_f32(all(), a, b), a, b); }
 inline V max(V a, V b) { return svsel_f32(svcmpgt_f32(all(), a, b), a, b); }
-inline V square_root(V x) { return svsqrt_f32_x(all(), x); }
+
+// Division and square root by the estimates of 8 bits that the architecture defines, each Newton step of which doubles
+// the bits: the A64FX takes 98 cycles for a vector of quotients, in which it does 196 multiply-adds. Errors: 2 units in
+// the last place. The steps' instructions are defined such that a / infinity is 0 and a / 0 infinity.
+inline V div(V a, V b) {
+    V inverse = svrecpe_f32(b);
+    inverse = mul(inverse, svrecps_f32(b, inverse));
+    inverse = mul(inverse, svrecps_f32(b, inverse));
+    inverse = mul(inverse, svrecps_f32(b, inverse));
+    return mul(a, inverse);
+}
+inline V square_root(V x) {
+    V inverse = svrsqrte_f32(x);
+    inverse = mul(inverse, svrsqrts_f32(x, mul(inverse, inverse)));
+    inverse = mul(inverse, svrsqrts_f32(x, mul(inverse, inverse)));
+    inverse = mul(inverse, svrsqrts_f32(x, mul(inverse, inverse)));
+    // 0 and infinity equal twice themselves and are their own roots.
+    return svsel_f32(svcmpeq_f32(all(), x, add(x, x)), x, mul(x, inverse));
+}
 inline V round_to_integer(V x) { return svrintn_f32_x(all(), x); }
 inline V scale_by_power(V x, V n) { return svscale_f32_x(all(), x, svcvt_s32_f32_x(all(), n)); }
 
