@@ -20,7 +20,7 @@ struct Features {
     std::size_t l2 = 0;
     std::size_t l3 = 0;
     std::size_t cache_line = 0;
-    int l2_cores = 1;  // cores that share one l2
+    int l2_cores = 1;        // cores that share one l2
     int affinity_cores = 1;  // cores in this process's affinity mask
 };
 

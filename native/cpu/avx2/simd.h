@@ -58,8 +58,8 @@ inline float reduce_max(V x) {
 using D = __m256d;
 inline D double_zeros() { return _mm256_setzero_pd(); }
 inline void add_products(D& first, D& second, V a, V b) {
-    first = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_castps256_ps128(b)),
-                            first);
+    first =
+        _mm256_fmadd_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_castps256_ps128(b)), first);
     second = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)), _mm256_cvtps_pd(_mm256_extractf128_ps(b, 1)),
                              second);
 }

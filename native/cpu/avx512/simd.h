@@ -58,8 +58,8 @@ inline float reduce_max(V x) {
 using D = __m512d;
 inline D double_zeros() { return _mm512_setzero_pd(); }
 inline void add_products(D& first, D& second, V a, V b) {
-    first = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(a)), _mm512_cvtps_pd(_mm512_castps512_ps256(b)),
-                            first);
+    first =
+        _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(a)), _mm512_cvtps_pd(_mm512_castps512_ps256(b)), first);
     second = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)),
                              _mm512_cvtps_pd(_mm512_extractf32x8_ps(b, 1)), second);
 }

@@ -1,7 +1,7 @@
 // The table for NEON, which every 64-bit Arm has. Nothing here may leave this file: see "Traps" in native/README.md.
+#include "cpu/kernels.h"
 #include "cpu/neon/microkernel.h"
 #include "cpu/neon/simd.h"
-#include "cpu/kernels.h"
 
 namespace pytrain::cpu::neon {
 namespace {

@@ -59,14 +59,14 @@ void matmul_tile(std::int64_t k, const float* a, const float* b, float* c, std::
     }
     if (p < k) step(a, b);
     // A row's two vectors are `lanes` floats apart.
-#define PYTRAIN_ADD(row)                                   \
-    left##row = add(load(c + (row) * ldc), left##row);     \
+#define PYTRAIN_ADD(row)                               \
+    left##row = add(load(c + (row) * ldc), left##row); \
     right##row = add(load(c + (row) * ldc + lanes), right##row);
     if (accumulate) {
         PYTRAIN_EACH_ROW(PYTRAIN_ADD)
     }
 #undef PYTRAIN_ADD
-#define PYTRAIN_STORE(row)          \
+#define PYTRAIN_STORE(row)             \
     store(c + (row) * ldc, left##row); \
     store(c + (row) * ldc + lanes, right##row);
     PYTRAIN_EACH_ROW(PYTRAIN_STORE)
@@ -79,7 +79,7 @@ double peak_flops(std::int64_t repeats, float* sink) {
 #define PYTRAIN_BEGIN(row) V left##row = set(row), right##row = set(row + 0.5f);
     PYTRAIN_EACH_ROW(PYTRAIN_BEGIN)
 #undef PYTRAIN_BEGIN
-#define PYTRAIN_MULTIPLY(row)                        \
+#define PYTRAIN_MULTIPLY(row)                      \
     left##row = fma(left##row, factor, left##row); \
     right##row = fma(right##row, factor, right##row);
     for (std::int64_t repeat = 0; repeat < repeats; ++repeat) {

@@ -20,14 +20,9 @@ void pack_across(float* panel, const void* source, std::int64_t ld, std::int64_t
     }
 }
 
-// Lanes [4 segment, 4 segment + n).
-inline svbool_t segment_lanes(std::int64_t segment, std::int64_t n) {
-    return svbic_b_z(svptrue_b8(), lanes(4 * segment + n), lanes(4 * segment));
-}
-
 // Four vectors become columns [0, n) of `steps` rows of a panel, n <= 4 and steps <= lanes: each segment of 128 bits is
-// transposed by itself, after which segment s of step0 holds row 4 s, that of step1 row 4 s + 1, and so on. A segment is
-// stored by a mask that leaves out the others, at an address that lies 4 s lanes before its own.
+// transposed by itself, after which segment s of step0 holds row 4 s, that of step1 row 4 s + 1, and so on. A segment
+// is stored by a mask that leaves out the others, at an address that lies 4 s lanes before its own.
 inline void store_columns(float* panel, std::int64_t panel_width, std::int64_t steps, std::int64_t n, V vector0,
                           V vector1, V vector2, V vector3) {
     const svfloat64_t even01 = svreinterpret_f64_f32(svtrn1_f32(vector0, vector1));
@@ -38,13 +33,22 @@ inline void store_columns(float* panel, std::int64_t panel_width, std::int64_t s
     const V step1 = svreinterpret_f32_f64(svtrn1_f64(odd01, odd23));
     const V step2 = svreinterpret_f32_f64(svtrn2_f64(even01, even23));
     const V step3 = svreinterpret_f32_f64(svtrn2_f64(odd01, odd23));
-    for (std::int64_t segment = 0; 4 * segment < steps; ++segment) {
-        float* const row = panel + 4 * segment * (panel_width - 1);
-        const svbool_t mask = segment_lanes(segment, n);
+    const svint32_t lane = svindex_s32(0, 1), segment_of_lane = svasr_n_s32_x(all(), lane, 2);
+    const svbool_t columns = svcmplt_n_s32(all(), svand_n_s32_x(all(), lane, 3), static_cast<std::int32_t>(n));
+    float* row = panel;
+    std::int32_t segment = 0;
+    for (std::int64_t left = steps; left > 0; left -= 4) {
+        const svbool_t mask = svcmpeq_n_s32(columns, segment_of_lane, segment++);
         svst1_f32(mask, row, step0);
-        if (4 * segment + 1 < steps) svst1_f32(mask, row + panel_width, step1);
-        if (4 * segment + 2 < steps) svst1_f32(mask, row + 2 * panel_width, step2);
-        if (4 * segment + 3 < steps) svst1_f32(mask, row + 3 * panel_width, step3);
+        if (left >= 4) {
+            svst1_f32(mask, row + panel_width, step1);
+            svst1_f32(mask, row + 2 * panel_width, step2);
+            svst1_f32(mask, row + 3 * panel_width, step3);
+        } else {
+            if (left > 1) svst1_f32(mask, row + panel_width, step1);
+            if (left > 2) svst1_f32(mask, row + 2 * panel_width, step2);
+        }
+        row += 4 * (panel_width - 1);
     }
 }
 

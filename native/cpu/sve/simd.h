@@ -76,7 +76,9 @@ inline void add_products(D& first, D& second, V a, V b) {
     first = svmla_f64_x(svptrue_b64(), first, even_lanes(a), even_lanes(b));
     second = svmla_f64_x(svptrue_b64(), second, odd_lanes(a), odd_lanes(b));
 }
-inline double total_of(D first, D second) { return svaddv_f64(svptrue_b64(), svadd_f64_x(svptrue_b64(), first, second)); }
+inline double total_of(D first, D second) {
+    return svaddv_f64(svptrue_b64(), svadd_f64_x(svptrue_b64(), first, second));
+}
 
 // load_where reads the lanes of a mask and gives 0 in the others.
 struct Fp32 {
