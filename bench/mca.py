@@ -3,9 +3,10 @@
     python -m bench.mca
     python -m bench.mca --json mca.json --object build-arm/_native.cpython-311-aarch64-linux-gnu.so
 
-The inner loop of each kernel is taken out of the built object (by default the sources of this checkout, compiled with
-the flags of CMakeLists.txt) and given to llvm-mca, which counts the cycles of a core whose loads all hit the first-level
-cache. A whole tile, for attention, is its loop `steps` times plus all that comes before and after it, not overlapped.
+The inner loop of each kernel is taken out of the built object (by default the sources of this checkout, compiled
+with the flags of CMakeLists.txt) and given to llvm-mca, which counts the cycles of a core whose loads all hit the
+first-level cache. A whole tile, for attention, is its loop `steps` times plus all that comes before and after it,
+not overlapped.
 "bound" names what takes the cycles: the busiest pipes, the decoders, or, where neither explains them, latency.
 
 Needs llvm-mca and llvm-objdump (14 or newer knows a64fx, 15 neoverse-v1, 19 neoverse-v2).
@@ -36,7 +37,7 @@ ACCUMULATORS = 24
 
 @dataclass(frozen=True)
 class Cpu:
-    """A core as llvm-mca knows it. `decode`: instructions per cycle, which LLVM's model of the A64FX puts too high (6)."""
+    """A core as llvm-mca knows it. `decode`: instructions per cycle; LLVM's model of the A64FX has 6, the core 4."""
 
     name: str
     table: str

@@ -153,7 +153,8 @@ def vectors() -> str:
         return "of fixed length (no SVE)"
     known = " (A64FX)" if features["a64fx"] else ""
     bf16 = "with" if features["arm_bf16"] else "without"
-    return f"SVE of {features['vector_bits']} bits{known}, {bf16} bf16 products; cache lines of {features['cache_line']} bytes"
+    lines = f"cache lines of {features['cache_line']} bytes"
+    return f"SVE of {features['vector_bits']} bits{known}, {bf16} bf16 products; {lines}"
 
 
 def memory() -> str:

@@ -92,8 +92,7 @@ def test_core_groups_are_numa_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(Path, "glob", lambda self, pattern: nodes)
     monkeypatch.setattr(information, "_text", lambda path: lists[path.parent.name] + "\n")
     assert information.core_groups() == (
-        "node4 with 11 cores, node5 with 10 cores; "
-        "best with one process per group: mpiexec -n 2, OMP_NUM_THREADS=10"
+        "node4 with 11 cores, node5 with 10 cores; best with one process per group: mpiexec -n 2, OMP_NUM_THREADS=10"
     )
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {36, 50, 99})
     assert information.core_groups() == "node10 with 2 cores"

@@ -2,15 +2,16 @@
 
     python -m tests.arm.counts FOLDER        with the machine that setup.sh made in FOLDER
 
-Prints, for products of the shapes of the Fugaku project, the instructions of the whole call (packing, edges, all tiles)
-per multiply-add, and the share of an A64FX core's peak that they predict; then the same counts of a training step.
+Prints, for products of the shapes of the Fugaku project, the instructions of the whole call (packing, edges, all
+tiles) per multiply-add, and the share of an A64FX core's peak that they predict; then both for a training step.
 
-The shapes are those that their team tuned for, fp32, hidden 7168, tensor parallelism over 32 and 8; 2048 rows and a depth
-of 7168 are cut to 256 and 512, since all loops repeat from there on: packing and edges weigh no more in the whole.
+The shapes are those that their team tuned for, fp32, hidden 7168, tensor parallelism over 32 and 8; 2048 rows and a
+depth of 7168 are cut to 256 and 512, since all loops repeat from there on: packing and edges weigh no more in the
+whole.
 
-The prediction adds up, function by function, the worst of three bounds: multiply-adds at two a cycle, all instructions
-at four a cycle (in the tile, where a model confirms it: bench.mca) or at two (elsewhere, a guess on the careful side),
-and bytes from memory at 256 GB/s for twelve cores of 2.2 GHz. It leaves out the time of threads that wait for one another.
+The prediction adds up, function by function, the worst of three bounds: multiply-adds at two a cycle; instructions
+at four a cycle in the tile, where a model confirms it (bench.mca), and at two elsewhere, a guess on the careful side;
+bytes from memory, at 256 GB/s for twelve cores of 2.2 GHz. Left out: threads that wait for one another.
 """
 
 from __future__ import annotations
@@ -158,7 +159,9 @@ def shapes(counter: Counter) -> Iterator[tuple[str, Count, float]]:
 
 def short(name: str) -> str:
     """A function's name without namespaces and arguments."""
-    return re.sub(r"\(anonymous namespace\)::|pytrain::(cpu::)?|\(.*", "", name.replace("(anonymous namespace)::", ""))
+    return re.sub(
+        r"\(anonymous namespace\)::|pytrain::(cpu::)?|\(.*", "", name.replace("(anonymous namespace)::", "")
+    )
 
 
 def main(folder: Path) -> None:

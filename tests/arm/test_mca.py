@@ -23,15 +23,17 @@ def tools() -> None:
         pytest.skip("aarch64-linux-gnu-g++ is not installed")
 
 
-@pytest.mark.parametrize(
-    ("cpu", "pipes"), [("a64fx", 2), ("neoverse-n1", 2), ("neoverse-v1", 2), ("neoverse-v2", 4)]
-)
+@pytest.mark.parametrize(("cpu", "pipes"), [("a64fx", 2), ("neoverse-n1", 2), ("neoverse-v1", 2), ("neoverse-v2", 4)])
 def test_the_multiply_adds_bind(tools: None, cpu: str, pipes: int) -> None:
     found = {result.kernel: result for result in mca.results([cpu])}
     assert found["matmul_tile"].fmla_per_cycle >= 0.975 * pipes
     assert found["matmul_tile"].bound.startswith("pipes ")
     assert found["peak_flops"].fmla_per_cycle >= 0.975 * pipes
-    for kernel in ("attention scores, head size 128", "attention scores, head size 144", "attention values, 128 keys"):
+    for kernel in (
+        "attention scores, head size 128",
+        "attention scores, head size 144",
+        "attention values, 128 keys",
+    ):
         assert found[kernel].fmla_per_cycle >= 0.9 * pipes
 
 

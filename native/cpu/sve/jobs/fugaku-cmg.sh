@@ -22,7 +22,8 @@ export XOS_MMM_L_HPAGE_TYPE=hugetlbfs XOS_MMM_L_PAGING_POLICY=demand:demand:dema
 # Python and pytrain, packed into one file, go to each node's own storage: thousands of ranks importing from the
 # parallel file system stop it. Pack with: tar -C environment -czf environment.tar.gz .
 llio_transfer environment.tar.gz run.toml
-mpiexec sh -c 'mkdir -p "$PJM_LOCALTMP/environment" && tar -C "$PJM_LOCALTMP/environment" -xzf environment.tar.gz'
+unpack='mkdir -p "$PJM_LOCALTMP/environment" && tar -C "$PJM_LOCALTMP/environment" -xzf environment.tar.gz'
+mpiexec sh -c "[ \$((PMIX_RANK % 4)) -ne 0 ] || { $unpack; }"  # once a node
 # TERM two minutes before the end would save and stop; a job killed by its limit goes on from its last checkpoint.
 mpiexec -stdout-proc output/%j.%r -stderr-proc output/%j.%r \
     sh -c 'exec "$PJM_LOCALTMP/environment/bin/python" -m pytrain train run.toml --resume auto'
