@@ -35,21 +35,21 @@ inline void store_columns(float* panel, std::int64_t panel_width, std::int64_t s
     const V step3 = svreinterpret_f32_f64(svtrn2_f64(odd01, odd23));
     const svint32_t lane = svindex_s32(0, 1), segment_of_lane = svasr_n_s32_x(all(), lane, 2);
     const svbool_t columns = svcmplt_n_s32(all(), svand_n_s32_x(all(), lane, 3), static_cast<std::int32_t>(n));
-    float* row = panel;
-    std::int32_t segment = 0;
-    for (std::int64_t left = steps; left > 0; left -= 4) {
-        const svbool_t mask = svcmpeq_n_s32(columns, segment_of_lane, segment++);
-        svst1_f32(mask, row, step0);
-        if (left >= 4) {
-            svst1_f32(mask, row + panel_width, step1);
-            svst1_f32(mask, row + 2 * panel_width, step2);
-            svst1_f32(mask, row + 3 * panel_width, step3);
-        } else {
-            if (left > 1) svst1_f32(mask, row + panel_width, step1);
-            if (left > 2) svst1_f32(mask, row + 2 * panel_width, step2);
-        }
-        row += 4 * (panel_width - 1);
+    float *const row1 = panel + panel_width, *const row2 = row1 + panel_width, *const row3 = row2 + panel_width;
+    const std::int32_t segments = static_cast<std::int32_t>(steps / 4);
+    std::int64_t at = 0;
+    for (std::int32_t segment = 0; segment < segments; ++segment, at += 4 * (panel_width - 1)) {
+        const svbool_t mask = svcmpeq_n_s32(columns, segment_of_lane, segment);
+        svst1_f32(mask, panel + at, step0);
+        svst1_f32(mask, row1 + at, step1);
+        svst1_f32(mask, row2 + at, step2);
+        svst1_f32(mask, row3 + at, step3);
     }
+    const std::int64_t left = steps % 4;
+    const svbool_t mask = svcmpeq_n_s32(columns, segment_of_lane, segments);
+    if (left > 0) svst1_f32(mask, panel + at, step0);
+    if (left > 1) svst1_f32(mask, row1 + at, step1);
+    if (left > 2) svst1_f32(mask, row2 + at, step2);
 }
 
 template <class Storage>
@@ -59,7 +59,13 @@ void pack_along(float* panel, const void* source, std::int64_t ld, std::int64_t 
     for (std::int64_t first = 0; first < panel_width; first += 4) {
         const auto* vectors = elements + first * ld;
         const std::int64_t valid = width - first, n = panel_width - first < 4 ? panel_width - first : 4;
-        for (std::int64_t p = 0; p < k; p += kLanes) {
+        std::int64_t p = 0;
+        if (valid >= 4)
+            for (; p + kLanes <= k; p += kLanes)
+                store_columns(panel + p * panel_width + first, panel_width, kLanes, 4, Storage::load(vectors + p),
+                              Storage::load(vectors + ld + p), Storage::load(vectors + 2 * ld + p),
+                              Storage::load(vectors + 3 * ld + p));
+        for (; p < k; p += kLanes) {
             const svbool_t steps = lanes(k - p), none = svpfalse_b();
             const V vector0 = Storage::load_where(valid > 0 ? steps : none, vectors + p);
             const V vector1 = Storage::load_where(valid > 1 ? steps : none, vectors + ld + p);
