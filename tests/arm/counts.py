@@ -28,6 +28,7 @@ from pathlib import Path
 
 from bench.mca import Instruction, disassemble
 from tests.arm.machine import ROOT, Machine
+from tests.runs import configuration, make_corpora, write_toml
 
 SHAPES = {
     "square of 256": (256, 256, 256, "NT"),
@@ -114,15 +115,19 @@ class Counter:
     def product(self, m: int, n: int, k: int, kind: str) -> dict[str, Count]:
         """Counts of one call of matmul: two calls less one."""
         words = ["-c", PRODUCT, *map(str, (m, n, k)), kind]
-        once, twice = self.run(*words, "1"), self.run(*words, "2")
-        return {
-            name: Count(
-                count.instructions - once.get(name, Count()).instructions,
-                count.multiply_adds - once.get(name, Count()).multiply_adds,
-            )
-            for name, count in twice.items()
-            if count.instructions > once.get(name, Count()).instructions
-        }
+        return difference(self.run(*words, "1"), self.run(*words, "2"))
+
+
+def difference(once: dict[str, Count], twice: dict[str, Count]) -> dict[str, Count]:
+    """What the second run executed beyond the first."""
+    return {
+        name: Count(
+            count.instructions - once.get(name, Count()).instructions,
+            count.multiply_adds - once.get(name, Count()).multiply_adds,
+        )
+        for name, count in twice.items()
+        if count.instructions > once.get(name, Count()).instructions
+    }
 
 
 def total(counts: dict[str, Count]) -> Count:
@@ -150,6 +155,16 @@ def share_of_peak(counts: dict[str, Count], m: int, n: int, k: int) -> float:
     return m * n * k / LANES / FMLA_RATE / predicted_cycles(counts, m, n, k)
 
 
+def step(counter: Counter, folder: Path) -> dict[str, Count]:
+    """Counts of one training step of the tests' GPT-2 (2 layers, hidden 24): two steps less one."""
+    corpora = make_corpora(folder / "corpora")
+    found = []
+    for steps in (1, 2):
+        config = configuration(corpora, folder / f"run{steps}", "gpt2", run__steps=steps)
+        found.append(counter.run("-m", "pytrain", "train", write_toml(config, folder / f"run{steps}.toml")))
+    return difference(*found)
+
+
 def shapes(counter: Counter) -> Iterator[tuple[str, Count, float]]:
     """(name, counts, predicted share) of each shape."""
     for name, (m, n, k, kind) in SHAPES.items():
@@ -165,7 +180,7 @@ def short(name: str) -> str:
 
 
 def main(folder: Path) -> None:
-    """Print the table of shapes."""
+    """Print the table of shapes, and the functions of a step that execute most."""
     assert shutil.which("cc"), "a C compiler is needed for the plugin"
     with tempfile.TemporaryDirectory() as scratch:
         counter = Counter(Machine(folder.resolve()), Path(scratch))
@@ -174,6 +189,12 @@ def main(folder: Path) -> None:
             m, n, k, kind = SHAPES[name]
             others = (count.instructions - count.multiply_adds) / count.multiply_adds
             print(f"{name:<22} {m:>5} {n:>5} {k:>5} {kind} {others:>15.3f} {100 * share:>13.1f}%", flush=True)
+        counts = step(counter, Path(scratch))
+        whole = total(counts)
+        others = (whole.instructions - whole.multiply_adds) / whole.multiply_adds
+        print(f"a step of a tiny GPT-2: {whole.instructions} instructions, {others:.2f} others per FMLA")
+        for name, count in sorted(counts.items(), key=lambda entry: -entry[1].instructions)[:8]:
+            print(f"    {100 * count.instructions / whole.instructions:>4.1f}%  {short(name)}")
 
 
 if __name__ == "__main__":
