@@ -38,6 +38,8 @@ def report(more: Mapping[str, str] | None = None) -> str:
         "cores": f"{len(os.sched_getaffinity(0))} in the affinity mask, {os.cpu_count()} on the machine",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
         "caches": caches(),
+        "core groups": core_groups(),
+        "vectors": vectors(),
         "memory": memory(),
         "PYTRAIN_ISA": os.environ.get("PYTRAIN_ISA", "not set"),
         **native_facts(),
@@ -122,6 +124,40 @@ def caches() -> str:
     return ", ".join(found) or UNKNOWN
 
 
+def core_groups() -> str:
+    """Cores of the affinity mask by NUMA node (on an A64FX: core memory group), and how to run on several of them.
+
+    Memory of another group is slower: one process per group, with the threads of its cores, keeps a process's own
+    near it.
+    """
+    mine = os.sched_getaffinity(0)
+    groups = {}
+    for folder in sorted(Path("/sys/devices/system/node").glob("node[0-9]*"), key=lambda path: int(path.name[4:])):
+        if cores := mine & _numbers(_text(folder / "cpulist").strip()):
+            groups[folder.name] = len(cores)
+    if not groups:
+        return UNKNOWN
+    found = ", ".join(f"{name} with {count} cores" for name, count in groups.items())
+    if len(groups) == 1:
+        return found
+    least = min(groups.values())
+    return f"{found}; best with one process per group: mpiexec -n {len(groups)}, OMP_NUM_THREADS={least}"
+
+
+def vectors() -> str:
+    """Length of this processor's SVE vectors, and what it adds to the instruction set."""
+    try:
+        features = native().kernels.features()
+    except UserError:
+        return UNKNOWN
+    if not features["vector_bits"]:
+        return "of fixed length (no SVE)"
+    known = " (A64FX)" if features["a64fx"] else ""
+    bf16 = "with" if features["arm_bf16"] else "without"
+    lines = f"cache lines of {features['cache_line']} bytes"
+    return f"SVE of {features['vector_bits']} bits{known}, {bf16} bf16 products; {lines}"
+
+
 def memory() -> str:
     """Memory of the machine, what is available of it, and the limit of the control group if there is one."""
     values = {}
@@ -147,6 +183,15 @@ def mpi_library() -> str:
         return f"none ({str(error).splitlines()[0]})"
     first_line = MPI.Get_library_version().strip().strip("\0").splitlines()[0]
     return " ".join(first_line.split())
+
+
+def _numbers(text: str) -> set[int]:
+    """The numbers of a list like "0-3,8", as the kernel writes sets of cores."""
+    found: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return found
 
 
 def _text(path: Path) -> str:

@@ -61,6 +61,7 @@ def native_description(folder: Path) -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=0, help="added to the seed of every test (default 0)")
+    parser.addoption("--arm", metavar="FOLDER", help="the emulated machine of tests/arm (see its README.md)")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

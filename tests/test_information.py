@@ -82,3 +82,39 @@ def test_an_arm_processor_without_a_name(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(information, "_text", lambda path: text if path.name == "cpuinfo" else "")
     assert information.cpu_model() == "CPU implementer 0x46, CPU part 0x001"
     assert information.memory() == "unknown"
+
+
+def test_core_groups_are_numa_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The four core memory groups of an A64FX, whose first 24 cores are ours."""
+    nodes = [tmp_path / f"node{number}" for number in (10, 4, 5)]
+    lists = {"node4": "12-23", "node5": "24-35", "node10": "36-47,50"}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12, 34)) - {20})
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: nodes)
+    monkeypatch.setattr(information, "_text", lambda path: lists[path.parent.name] + "\n")
+    assert information.core_groups() == (
+        "node4 with 11 cores, node5 with 10 cores; best with one process per group: mpiexec -n 2, OMP_NUM_THREADS=10"
+    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {36, 50, 99})
+    assert information.core_groups() == "node10 with 2 cores"
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {99})
+    assert information.core_groups() == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("bits", "a64fx", "bf16", "line", "expected"),
+    [
+        (0, False, False, 64, "of fixed length (no SVE)"),
+        (512, True, False, 256, "SVE of 512 bits (A64FX), without bf16 products; cache lines of 256 bytes"),
+        (256, False, True, 64, "SVE of 256 bits, with bf16 products; cache lines of 64 bytes"),
+    ],
+)
+def test_vectors(
+    monkeypatch: pytest.MonkeyPatch, bits: int, a64fx: bool, bf16: bool, line: int, expected: str
+) -> None:
+    features = {"vector_bits": bits, "a64fx": a64fx, "arm_bf16": bf16, "cache_line": line}
+    native = ModuleType("pytrain._native")
+    native.Error = ValueError  # type: ignore[attr-defined]
+    native.kernels = ModuleType("kernels")  # type: ignore[attr-defined]
+    native.kernels.features = lambda: features  # type: ignore[attr-defined]
+    replace_native(monkeypatch, native)
+    assert information.vectors() == expected

@@ -8,6 +8,7 @@ program then stops with an illegal instruction on every other CPU. So such a fil
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -17,8 +18,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COMPILER = shutil.which(os.environ.get("CXX", "c++"))
-NM = shutil.which("nm")
+ARM = ("neon", "sve")
+CROSS = {True: "aarch64-linux-gnu-", False: "x86_64-linux-gnu-"}
+"""Where the tools for the other architecture are, as Debian names them: for Arm, and not."""
 # What the compiler itself may call for a loop, a square root or its own checks.
 RUNTIME = {"memcpy", "memset", "memmove", "sqrt", "sqrtf", "_GLOBAL_OFFSET_TABLE_", "__stack_chk_fail"}
 
@@ -33,14 +35,25 @@ def isa_flags() -> dict[str, list[str]]:
 FLAGS = isa_flags()
 
 
+def tools(isa: str) -> tuple[str, str]:
+    """The C++ compiler and the nm for an instruction set, this machine's or a cross-compiler's."""
+    arm = isa in ARM
+    if isa == "scalar" or arm == (platform.machine() == "aarch64"):
+        found = shutil.which(os.environ.get("CXX", "c++")), shutil.which("nm")
+    else:
+        found = shutil.which(f"{CROSS[arm]}g++"), shutil.which(f"{CROSS[arm]}nm")
+    if found[0] is None or found[1] is None:
+        pytest.skip(f"no compiler for {isa} here")
+    return found[0], found[1]
+
+
 def symbols(isa: str, level: str, folder: Path) -> list[tuple[str, str]]:
     """(type, name) of each symbol that is not local, as nm prints them."""
-    if COMPILER is None or NM is None:
-        pytest.skip("needs a C++ compiler and nm")
+    compiler, nm = tools(isa)
     source = ROOT / "native" / "cpu" / isa / f"{isa}.cpp"
     compiled = folder / f"{isa}.o"
     command = [
-        COMPILER,
+        compiler,
         "-std=c++17",
         level,
         "-fPIC",
@@ -52,15 +65,15 @@ def symbols(isa: str, level: str, folder: Path) -> list[tuple[str, str]]:
     command += [*FLAGS[isa], f"-I{ROOT / 'native'}", "-c", str(source), "-o", str(compiled)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0 and "unrecognized command-line option" in result.stderr:
-        pytest.skip(f"{COMPILER} cannot build for {isa}")
+        pytest.skip(f"{compiler} cannot build for {isa}")
     assert result.returncode == 0, result.stderr
-    listing = subprocess.run([NM, str(compiled)], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run([nm, str(compiled)], capture_output=True, text=True, check=True).stdout
     found = [(words[-2], words[-1]) for words in map(str.split, listing.splitlines())]
     return [(kind, name) for kind, name in found if not kind.islower() or kind in "wvu"]
 
 
 def test_cmake_declares_the_instruction_sets() -> None:
-    assert {"avx2", "avx512"} <= set(FLAGS)
+    assert {"avx2", "avx512", "neon", "sve"} <= set(FLAGS)
 
 
 @pytest.mark.parametrize("level", ["-O0", "-O3"])  # without optimisation nothing is inlined away

@@ -327,9 +327,13 @@ py::dict features() {
     result["neon"] = found.neon;
     result["sve"] = found.sve;
     result["arm_bf16"] = found.arm_bf16;
+    result["a64fx"] = found.a64fx;
+    result["vector_bits"] = found.vector_bits;
     result["l1_data"] = found.l1_data;
     result["l2"] = found.l2;
     result["l3"] = found.l3;
+    result["cache_line"] = found.cache_line;
+    result["l2_cores"] = found.l2_cores;
     result["affinity_cores"] = found.affinity_cores;
     return result;
 }

@@ -1,6 +1,8 @@
 #include "cpu/features.h"
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <fstream>
 #include <string>
 
@@ -11,6 +13,7 @@
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#include <sys/prctl.h>
 #endif
 
 namespace pytrain::cpu {
@@ -58,11 +61,23 @@ void detect_instructions(Features& features) {
 
 void detect_instructions(Features& features) {
     // The bits of the kernel's ABI (asm/hwcap.h), written out: older headers lack the newer ones.
-    constexpr unsigned long kHwcapAsimd = 1ul << 1, kHwcapSve = 1ul << 22, kHwcap2Bf16 = 1ul << 14;
-    const unsigned long first = getauxval(AT_HWCAP);
+    constexpr unsigned long kHwcapAsimd = 1ul << 1, kHwcapCpuid = 1ul << 11, kHwcapSve = 1ul << 22;
+    constexpr unsigned long kHwcap2SveBf16 = 1ul << 12, kHwcap2Bf16 = 1ul << 14;
+    const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
     features.neon = (first & kHwcapAsimd) != 0;
     features.sve = (first & kHwcapSve) != 0;
-    features.arm_bf16 = (getauxval(AT_HWCAP2) & kHwcap2Bf16) != 0;
+    features.arm_bf16 = (second & kHwcap2Bf16) != 0 && (!features.sve || (second & kHwcap2SveBf16) != 0);
+    if (features.sve) {
+        constexpr int kGetVectorLength = 51, kLengthBytes = 0xffff;  // PR_SVE_GET_VL, PR_SVE_VL_LEN_MASK
+        const int length = prctl(kGetVectorLength, 0, 0, 0, 0);
+        if (length > 0) features.vector_bits = 8 * (length & kLengthBytes);
+    }
+    if ((first & kHwcapCpuid) != 0) {  // the system lets programs read MIDR_EL1
+        std::uint64_t identification;
+        __asm__("mrs %0, midr_el1" : "=r"(identification));
+        const std::uint64_t implementer = identification >> 24 & 0xff, part = identification >> 4 & 0xfff;
+        features.a64fx = implementer == 0x46 && part == 0x001;  // Fujitsu's
+    }
 }
 
 #else
@@ -90,15 +105,42 @@ std::size_t parse_size(const std::string& text) {
     return unit.empty() ? value : 0;
 }
 
+// "0-3,8": how many numbers a list of the kernel's names; 1 where there is none.
+int count_list(const std::string& text) {
+    int count = 0;
+    for (std::size_t begin = 0; begin < text.size();) {
+        const std::size_t end = std::min(text.find(',', begin), text.size());
+        const std::string range = text.substr(begin, end - begin);
+        const std::size_t dash = range.find('-');
+        const int first = std::atoi(range.c_str());
+        count += (dash == std::string::npos ? first : std::atoi(range.c_str() + dash + 1)) - first + 1;
+        begin = end + 1;
+    }
+    return std::max(count, 1);
+}
+
 void detect_caches(Features& features) {
+    if (features.a64fx) {  // by its data sheet: not every system lists its caches
+        features.l1_data = std::size_t{64} << 10;
+        features.l2 = std::size_t{8} << 20;  // of a core memory group
+        features.l2_cores = 12;
+        features.cache_line = 256;
+        return;
+    }
     for (int index = 0; index < 8; ++index) {
         const std::string folder = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/";
         const std::string level = first_word(folder + "level");
         if (level.empty()) return;
         if (first_word(folder + "type") == "Instruction") continue;
         const std::size_t bytes = parse_size(first_word(folder + "size"));
-        if (level == "1") features.l1_data = bytes;
-        if (level == "2") features.l2 = bytes;
+        if (level == "1") {
+            features.l1_data = bytes;
+            features.cache_line = parse_size(first_word(folder + "coherency_line_size"));
+        }
+        if (level == "2") {
+            features.l2 = bytes;
+            features.l2_cores = count_list(first_word(folder + "shared_cpu_list"));
+        }
         if (level == "3") features.l3 = bytes;
     }
 }

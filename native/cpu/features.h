@@ -12,11 +12,15 @@ struct Features {
     // aarch64; false elsewhere
     bool neon = false;
     bool sve = false;
-    bool arm_bf16 = false;
+    bool arm_bf16 = false;  // BFDOT and BFMMLA, in NEON and, where there is SVE, in it
+    bool a64fx = false;     // by its identification register
+    int vector_bits = 0;    // of an SVE register, as this process sees it; 0 without SVE
     // bytes of one core's caches and of the last level; 0 where the system does not say
     std::size_t l1_data = 0;
     std::size_t l2 = 0;
     std::size_t l3 = 0;
+    std::size_t cache_line = 0;
+    int l2_cores = 1;        // cores that share one l2
     int affinity_cores = 1;  // cores in this process's affinity mask
 };
 

@@ -126,5 +126,11 @@ void fill_avx512(Kernels*);
 #ifdef PYTRAIN_BUILD_AVX512_BF16
 void fill_avx512_bf16(Kernels*);  // over the table of avx512
 #endif
+#ifdef PYTRAIN_BUILD_NEON
+void fill_neon(Kernels*);
+#endif
+#ifdef PYTRAIN_BUILD_SVE
+void fill_sve(Kernels*);
+#endif
 
 }  // namespace pytrain::cpu

@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "core/check.h"
+#include "cpu/blocks.h"
 
 namespace pytrain::cpu {
 
@@ -28,6 +29,17 @@ constexpr auto kFillAvx512Bf16 = fill_both_avx512;
 #else
 constexpr void (*kFillAvx512Bf16)(Kernels*) = nullptr;
 #endif
+#elif defined(__aarch64__)
+#ifdef PYTRAIN_BUILD_NEON
+constexpr auto kFillNeon = fill_neon;
+#else
+constexpr void (*kFillNeon)(Kernels*) = nullptr;
+#endif
+#ifdef PYTRAIN_BUILD_SVE
+constexpr auto kFillSve = fill_sve;
+#else
+constexpr void (*kFillSve)(Kernels*) = nullptr;
+#endif
 #endif
 
 std::string available_names(const std::vector<Isa>& isas) {
@@ -37,22 +49,24 @@ std::string available_names(const std::vector<Isa>& isas) {
     return names;
 }
 
-Kernels fill(const Isa& isa) {
+Kernels fill(const Isa& isa, const Features& features) {
     Kernels kernels{};
     fill_scalar(&kernels);
     if (isa.fill != fill_scalar) isa.fill(&kernels);
+    if (isa.fits_caches) fit_blocks(&kernels, features);
     return kernels;
 }
 
 Kernels find_kernels(const std::string& name, const char* asked_by) {
-    const std::vector<Isa> isas = list_isas(detect_features());
+    const Features features = detect_features();
+    const std::vector<Isa> isas = list_isas(features);
     for (const Isa& isa : isas) {
         if (name != isa.name) continue;
         check(isa.built(), asked_by, name, ": this build of pytrain left the ", name,
               " kernels out, since its compiler could not build them; available here: ", available_names(isas));
         check(isa.supported, asked_by, name, ": this CPU or its operating system lacks ", isa.needs,
               "; available here: ", available_names(isas));
-        return fill(isa);
+        return fill(isa, features);
     }
     throw Error(message(asked_by, name, ": there is no such instruction set; available here: ", available_names(isas)));
 }
@@ -60,8 +74,9 @@ Kernels find_kernels(const std::string& name, const char* asked_by) {
 Kernels choose() {
     if (const char* forced = std::getenv("PYTRAIN_ISA"); forced != nullptr && *forced != '\0')
         return find_kernels(forced, "PYTRAIN_ISA=");
-    for (const Isa& isa : list_isas(detect_features()))
-        if (isa.available()) return fill(isa);
+    const Features features = detect_features();
+    for (const Isa& isa : list_isas(features))
+        if (isa.available()) return fill(isa, features);
     throw Error("no instruction set is available, not even scalar");
 }
 
@@ -73,6 +88,9 @@ std::vector<Isa> list_isas(const Features& features) {
     isas.push_back({"avx512_bf16", "AVX-512 (F, BW, VL, DQ, BF16)", kFillAvx512Bf16, features.avx512_bf16});
     isas.push_back({"avx512", "AVX-512 (F, BW, VL, DQ)", kFillAvx512, features.avx512});
     isas.push_back({"avx2", "AVX2, FMA and F16C", kFillAvx2, features.avx2});
+#elif defined(__aarch64__)
+    isas.push_back({"sve", "SVE", kFillSve, features.sve, true});
+    isas.push_back({"neon", "NEON (ASIMD)", kFillNeon, features.neon, true});
 #else
     static_cast<void>(features);
 #endif

@@ -11,9 +11,10 @@ namespace pytrain::cpu {
 
 struct Isa {
     const char* name;
-    const char* needs;       // what the CPU must have, in words
-    void (*fill)(Kernels*);  // null where this build has left the instruction set out
-    bool supported;          // by this CPU and its operating system
+    const char* needs;         // what the CPU must have, in words
+    void (*fill)(Kernels*);    // null where this build has left the instruction set out
+    bool supported;            // by this CPU and its operating system
+    bool fits_caches = false;  // its cache blocks are fitted to this machine (cpu/blocks.h)
 
     bool built() const { return fill != nullptr; }
     bool available() const { return built() && supported; }

@@ -9,6 +9,7 @@ namespace {
 
 using V = __m256;
 constexpr std::int64_t kLanes = 8;
+constexpr std::int64_t kMostLanes = kLanes;
 
 // The mask of n lanes begins at kLaneMask + 8 - n.
 constexpr std::int32_t kLaneMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
@@ -54,21 +55,19 @@ inline float reduce_max(V x) {
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
-struct DoubleSum {
-    __m256d low = _mm256_setzero_pd();
-    __m256d high = _mm256_setzero_pd();
-    void add_product(V a, V b) {
-        low = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_castps256_ps128(b)),
-                              low);
-        high = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)),
-                               _mm256_cvtps_pd(_mm256_extractf128_ps(b, 1)), high);
-    }
-    double total() const {
-        const __m256d four = _mm256_add_pd(low, high);
-        const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
-        return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
-    }
-};
+using D = __m256d;
+inline D double_zeros() { return _mm256_setzero_pd(); }
+inline void add_products(D& first, D& second, V a, V b) {
+    first =
+        _mm256_fmadd_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_castps256_ps128(b)), first);
+    second = _mm256_fmadd_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)), _mm256_cvtps_pd(_mm256_extractf128_ps(b, 1)),
+                             second);
+}
+inline double total_of(D first, D second) {
+    const __m256d four = _mm256_add_pd(first, second);
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
 
 struct Fp32 {
     using Element = float;

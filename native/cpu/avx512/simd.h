@@ -18,6 +18,7 @@ namespace {
 
 using V = __m512;
 constexpr std::int64_t kLanes = 16;
+constexpr std::int64_t kMostLanes = kLanes;
 
 inline __mmask16 lanes(std::int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
@@ -54,22 +55,20 @@ inline float reduce_max(V x) {
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
-struct DoubleSum {
-    __m512d low = _mm512_setzero_pd();
-    __m512d high = _mm512_setzero_pd();
-    void add_product(V a, V b) {
-        low = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(a)), _mm512_cvtps_pd(_mm512_castps512_ps256(b)),
-                              low);
-        high = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)),
-                               _mm512_cvtps_pd(_mm512_extractf32x8_ps(b, 1)), high);
-    }
-    double total() const {
-        const __m512d eight = _mm512_add_pd(low, high);
-        const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd(eight, 1));
-        const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
-        return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
-    }
-};
+using D = __m512d;
+inline D double_zeros() { return _mm512_setzero_pd(); }
+inline void add_products(D& first, D& second, V a, V b) {
+    first =
+        _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(a)), _mm512_cvtps_pd(_mm512_castps512_ps256(b)), first);
+    second = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)),
+                             _mm512_cvtps_pd(_mm512_extractf32x8_ps(b, 1)), second);
+}
+inline double total_of(D first, D second) {
+    const __m512d eight = _mm512_add_pd(first, second);
+    const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd(eight, 1));
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
 
 struct Fp32 {
     using Element = float;

@@ -7,10 +7,11 @@ double peak_flops(std::int64_t repeats, float* sink) {
     V sum[chains];
     PYTRAIN_UNROLL
     for (int i = 0; i < chains; ++i) sum[i] = set(static_cast<float>(i));
-    const V half = set(0.5f);
+    // Added to itself, a chain needs no copy on Arm, whose sum is also a source; so small a part of it changes nothing.
+    const V factor = set(1e-9f);
     for (std::int64_t repeat = 0; repeat < repeats; ++repeat) {
         PYTRAIN_UNROLL
-        for (int i = 0; i < chains; ++i) sum[i] = fma(sum[i], half, half);
+        for (int i = 0; i < chains; ++i) sum[i] = fma(sum[i], factor, sum[i]);
     }
     PYTRAIN_UNROLL
     for (int i = 1; i < chains; ++i) sum[0] = add(sum[0], sum[i]);

@@ -27,13 +27,13 @@ void narrow_row(void* y, const float* x, std::int64_t n) {
 // y += x. 1 FLOP, 12 bytes per element.
 void add_row(float* y, const float* x, std::int64_t n) {
     for_vectors(n,
-                [=](std::int64_t i, auto access) { access.write(y + i, add(access.read(y + i), access.read(x + i))); });
+                [&](std::int64_t i, auto access) { access.write(y + i, add(access.read(y + i), access.read(x + i))); });
 }
 
 // y *= factor. 1 FLOP, 8 bytes per element.
 void scale_row(float* y, float factor, std::int64_t n) {
     const V factors = set(factor);
-    for_vectors(n, [=](std::int64_t i, auto access) { access.write(y + i, mul(access.read(y + i), factors)); });
+    for_vectors(n, [&](std::int64_t i, auto access) { access.write(y + i, mul(access.read(y + i), factors)); });
 }
 
 // GELU in its tanh form: y = x (1 + tanh u) / 2 = x sigmoid(2u), with u = sqrt(2/pi) (x + 0.044715 x^3).
@@ -46,7 +46,7 @@ inline V gelu_argument(V x) {  // 2u
 
 // 24 FLOPs, 8 bytes per element.
 void gelu_forward_row(float* y, const float* x, std::int64_t n) {
-    for_vectors(n, [=](std::int64_t i, auto access) {
+    for_vectors(n, [&](std::int64_t i, auto access) {
         const V value = access.read(x + i);
         access.write(y + i, mul(value, sigmoid(gelu_argument(value))));
     });
@@ -54,7 +54,7 @@ void gelu_forward_row(float* y, const float* x, std::int64_t n) {
 
 // dx = dy (s + x s (1 - s) (2u)'). 34 FLOPs, 12 bytes per element.
 void gelu_backward_row(float* dx, const float* dy, const float* x, std::int64_t n) {
-    for_vectors(n, [=](std::int64_t i, auto access) {
+    for_vectors(n, [&](std::int64_t i, auto access) {
         // Beyond 30 the derivative is 0 or 1 to the last bit, while x^3 could overflow and meet a 0.
         const V value = clamp(access.read(x + i), -30.0f, 30.0f);
         const V s = sigmoid(gelu_argument(value));
@@ -66,7 +66,7 @@ void gelu_backward_row(float* dx, const float* dy, const float* x, std::int64_t 
 
 // y = silu(gate) up, silu(x) = x sigmoid(x). 21 FLOPs, 12 bytes per element.
 void swiglu_forward_row(float* y, const float* gate, const float* up, std::int64_t n) {
-    for_vectors(n, [=](std::int64_t i, auto access) {
+    for_vectors(n, [&](std::int64_t i, auto access) {
         const V g = access.read(gate + i);
         access.write(y + i, mul(mul(g, sigmoid(g)), access.read(up + i)));
     });
@@ -75,7 +75,7 @@ void swiglu_forward_row(float* y, const float* gate, const float* up, std::int64
 // dup = dy silu(gate); dgate = dy up s (1 + gate (1 - s)). 27 FLOPs, 20 bytes per element.
 void swiglu_backward_row(float* dgate, float* dup, const float* dy, const float* gate, const float* up,
                          std::int64_t n) {
-    for_vectors(n, [=](std::int64_t i, auto access) {
+    for_vectors(n, [&](std::int64_t i, auto access) {
         const V g = access.read(gate + i);
         const V d = access.read(dy + i);
         const V s = sigmoid(g);
@@ -90,9 +90,9 @@ void swiglu_backward_row(float* dgate, float* dup, const float* dy, const float*
 // heads is the inner one, so that the table's pairs are taken apart once for all heads.
 void rope_row(float* x, const float* cos_sin, std::int64_t heads, std::int64_t head_size, float sign) {
     const std::int64_t half = head_size / 2;
-    for_vectors(half, [=](std::int64_t i, auto access) {
-        float cosines[kLanes] = {};
-        float sines[kLanes] = {};
+    for_vectors(half, [&](std::int64_t i, auto access) {
+        float cosines[kMostLanes] = {};
+        float sines[kMostLanes] = {};
         for (std::int64_t lane = 0; lane < kLanes && i + lane < half; ++lane) {
             cosines[lane] = cos_sin[2 * (i + lane)];
             sines[lane] = sign * cos_sin[2 * (i + lane) + 1];
@@ -117,17 +117,17 @@ void layernorm_forward_row(float* y, float* mean, float* rstd, const float* x, c
                            std::int64_t n, float eps) {
     const double count = static_cast<double>(n);
     const float center =
-        static_cast<float>(sum_of(n, [=](std::int64_t i, auto access) { return access.read(x + i); }) / count);
+        static_cast<float>(sum_of(n, [&](std::int64_t i, auto access) { return access.read(x + i); }) / count);
     const V centers = set(center);
     const double variance = sum_of(n,
-                                   [=](std::int64_t i, auto access) {
+                                   [&](std::int64_t i, auto access) {
                                        const V difference = access.keep(sub(access.read(x + i), centers));
                                        return mul(difference, difference);
                                    }) /
                             count;
     const float inverse = static_cast<float>(1.0 / __builtin_sqrt(variance + static_cast<double>(eps)));
     const V inverses = set(inverse);
-    for_vectors(n, [=](std::int64_t i, auto access) {
+    for_vectors(n, [&](std::int64_t i, auto access) {
         const V normal = mul(sub(access.read(x + i), centers), inverses);
         access.write(y + i, fma(normal, access.read(weight + i), access.read(bias + i)));
     });
@@ -143,14 +143,14 @@ void layernorm_backward_row(float* dx, float* dweight, float* dbias, const float
     const V inverses = set(rstd);
     const double count = static_cast<double>(n);
     const double sum =
-        sum_of(n, [=](std::int64_t i, auto access) { return mul(access.read(dy + i), access.read(weight + i)); });
-    const double sum_normal = sum_of(n, [=](std::int64_t i, auto access) {
+        sum_of(n, [&](std::int64_t i, auto access) { return mul(access.read(dy + i), access.read(weight + i)); });
+    const double sum_normal = sum_of(n, [&](std::int64_t i, auto access) {
         const V gradient = mul(access.read(dy + i), access.read(weight + i));
         return access.keep(mul(gradient, mul(sub(access.read(x + i), centers), inverses)));
     });
     const V average = set(static_cast<float>(sum / count));
     const V average_normal = set(static_cast<float>(sum_normal / count));
-    for_vectors(n, [=](std::int64_t i, auto access) {
+    for_vectors(n, [&](std::int64_t i, auto access) {
         const V d = access.read(dy + i);
         const V normal = mul(sub(access.read(x + i), centers), inverses);
         const V remainder = sub(sub(mul(d, access.read(weight + i)), average), mul(normal, average_normal));
@@ -162,14 +162,14 @@ void layernorm_backward_row(float* dx, float* dweight, float* dbias, const float
 
 // y = x rstd weight, rstd = 1 / sqrt(mean(x^2) + eps). 4 FLOPs, 12 bytes per element.
 void rmsnorm_forward_row(float* y, float* rstd, const float* x, const float* weight, std::int64_t n, float eps) {
-    const double squares = sum_of(n, [=](std::int64_t i, auto access) {
+    const double squares = sum_of(n, [&](std::int64_t i, auto access) {
         const V value = access.read(x + i);
         return mul(value, value);
     });
     const double variance = squares / static_cast<double>(n);
     const float inverse = static_cast<float>(1.0 / __builtin_sqrt(variance + static_cast<double>(eps)));
     const V inverses = set(inverse);
-    for_vectors(n, [=](std::int64_t i, auto access) {
+    for_vectors(n, [&](std::int64_t i, auto access) {
         access.write(y + i, mul(mul(access.read(x + i), inverses), access.read(weight + i)));
     });
     *rstd = inverse;
@@ -179,11 +179,11 @@ void rmsnorm_forward_row(float* y, float* rstd, const float* x, const float* wei
 void rmsnorm_backward_row(float* dx, float* dweight, const float* dy, const float* x, const float* weight, float rstd,
                           std::int64_t n) {
     const V inverses = set(rstd);
-    const double sum_normal = sum_of(n, [=](std::int64_t i, auto access) {
+    const double sum_normal = sum_of(n, [&](std::int64_t i, auto access) {
         return mul(mul(access.read(dy + i), access.read(weight + i)), mul(access.read(x + i), inverses));
     });
     const V average_normal = set(static_cast<float>(sum_normal / static_cast<double>(n)));
-    for_vectors(n, [=](std::int64_t i, auto access) {
+    for_vectors(n, [&](std::int64_t i, auto access) {
         const V d = access.read(dy + i);
         const V normal = mul(access.read(x + i), inverses);
         const V remainder = sub(mul(d, access.read(weight + i)), mul(normal, average_normal));
@@ -203,7 +203,7 @@ float maximum_row(const float* x, std::int64_t n) {
         largest0 = max(load(x + i), largest0);
         largest1 = max(load(x + i + kLanes), largest1);
     }
-    for_vectors(n - i, [=, &largest0](std::int64_t j, auto access) {
+    for_vectors(n - i, [&](std::int64_t j, auto access) {
         largest0 = max(access.read_or(x + i + j, -__builtin_inff()), largest0);
     });
     return reduce_max(max(largest0, largest1));
@@ -213,7 +213,7 @@ float maximum_row(const float* x, std::int64_t n) {
 float exp_sum_row(float* y, const float* x, float scale, float shift, std::int64_t n) {
     const V factor = set(scale);
     const V offset = set(-shift);
-    return static_cast<float>(sum_of(n, [=](std::int64_t i, auto access) {
+    return static_cast<float>(sum_of(n, [&](std::int64_t i, auto access) {
         const V power = exponential(fma(access.read(x + i), factor, offset));
         access.write(y + i, power);
         return access.keep(power);
@@ -224,7 +224,7 @@ float exp_sum_row(float* y, const float* x, float scale, float shift, std::int64
 void softmax_backward_row(float* dp, const float* p, float delta, float scale, std::int64_t n) {
     const V deltas = set(delta);
     const V factor = set(scale);
-    for_vectors(n, [=](std::int64_t i, auto access) {
+    for_vectors(n, [&](std::int64_t i, auto access) {
         const V difference = sub(access.read(dp + i), deltas);
         access.write(dp + i, mul(mul(access.read(p + i), difference), factor));
     });
@@ -233,19 +233,20 @@ void softmax_backward_row(float* dp, const float* p, float delta, float scale, s
 // 2 FLOPs, 8 bytes per element.
 float dot_row(const float* x, const float* y, std::int64_t n) {
     return static_cast<float>(
-        sum_of(n, [=](std::int64_t i, auto access) { return mul(access.read(x + i), access.read(y + i)); }));
+        sum_of(n, [&](std::int64_t i, auto access) { return mul(access.read(x + i), access.read(y + i)); }));
 }
 
 // --- optimizer --------------------------------------------------------------------------------------
 
 // Products of floats are exact in float64. 2 FLOPs, 4 bytes per element.
 double sum_squares_row(const float* x, std::int64_t n) {
-    DoubleSum sum;
-    for_vectors(n, [=, &sum](std::int64_t i, auto access) {
+    D first = double_zeros();
+    D second = double_zeros();
+    for_vectors(n, [&](std::int64_t i, auto access) {
         const V value = access.read(x + i);
-        sum.add_product(value, value);
+        add_products(first, second, value, value);
     });
-    return sum.total();
+    return total_of(first, second);
 }
 
 // Adam with decoupled weight decay (Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019):
@@ -255,7 +256,7 @@ void adamw_row(float* master, float* m, float* v, const float* gradient, std::in
     const V beta1 = set(row->beta1), beta2 = set(row->beta2), gain1 = set(row->gain1), gain2 = set(row->gain2);
     const V eps = set(row->eps), step = set(-row->step_size), correction2 = set(row->correction2);
     const V kept = set(1.0f - row->decay), factor = set(row->gradient_factor);
-    for_vectors(n, [=](std::int64_t i, auto access) {
+    for_vectors(n, [&](std::int64_t i, auto access) {
         const V g = mul(access.read(gradient + i), factor);
         const V first = fma(gain1, g, mul(beta1, access.read(m + i)));
         const V second = fma(mul(gain2, g), g, mul(beta2, access.read(v + i)));

@@ -12,6 +12,7 @@ namespace {
 
 using V = float;
 constexpr std::int64_t kLanes = 1;
+constexpr std::int64_t kMostLanes = kLanes;  // room for a vector of any length that this instruction set may have
 
 inline V set(float x) { return x; }
 inline V load(const float* p) { return *p; }
@@ -46,12 +47,11 @@ inline V scale_by_power(V x, V n) {
 inline float reduce_add(V x) { return x; }
 inline float reduce_max(V x) { return x; }
 
-// Sums products of floats in float64, lane by lane.
-struct DoubleSum {
-    double sum = 0.0;
-    void add_product(V a, V b) { sum += static_cast<double>(a) * static_cast<double>(b); }
-    double total() const { return sum; }
-};
+// Sums of products of floats in float64: first and second take half of the lanes each.
+using D = double;
+inline D double_zeros() { return 0.0; }
+inline void add_products(D& first, D&, V a, V b) { first += static_cast<double>(a) * static_cast<double>(b); }
+inline double total_of(D first, D second) { return first + second; }
 
 // How a storage type is read and written.
 struct Fp32 {

@@ -1,0 +1,40 @@
+// The table for SVE of any vector length. Built with that flag, so nothing here may leave this file: see "Traps" in
+// native/README.md.
+#include "cpu/kernels.h"
+#include "cpu/sve/microkernel.h"
+#include "cpu/sve/pack.h"
+#include "cpu/sve/simd.h"
+
+namespace pytrain::cpu::sve {
+namespace {
+
+#include "cpu/generic/rows.inl"
+
+void fill_products(Kernels* kernels) {
+    kernels->tile_rows = kTileRows;
+    kernels->tile_columns = kTileVectors * kLanes;
+    kernels->block_rows = kBlockRows;
+    kernels->block_depth = kBlockDepth;
+    kernels->block_columns = kBlockTiles * kernels->tile_columns;
+    kernels->matmul_tile = matmul_tile;
+    kernels->pack_along[static_cast<int>(DType::fp32)] = pack_along<Fp32>;
+    kernels->pack_along[static_cast<int>(DType::bf16)] = pack_along<Bf16>;
+    kernels->pack_along[static_cast<int>(DType::fp16)] = pack_along<Fp16>;
+    kernels->pack_across[static_cast<int>(DType::fp32)] = pack_across<Fp32>;
+    kernels->pack_across[static_cast<int>(DType::bf16)] = pack_across<Bf16>;
+    kernels->pack_across[static_cast<int>(DType::fp16)] = pack_across<Fp16>;
+    kernels->peak_flops = peak_flops;
+}
+
+}  // namespace
+}  // namespace pytrain::cpu::sve
+
+namespace pytrain::cpu {
+
+void fill_sve(Kernels* kernels) {
+    kernels->name = "sve";
+    sve::fill_rows(kernels);
+    sve::fill_products(kernels);
+}
+
+}  // namespace pytrain::cpu
