@@ -127,4 +127,4 @@ def command(only: tuple[str, ...], out: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m bench")
+    _record.start(command, "python -m bench")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -14,7 +15,7 @@ from typing import Any
 import click
 
 from pytrain import information
-from pytrain.errors import UserError
+from pytrain.errors import ExitCode, UserError
 from pytrain.native import native
 
 NOT_INSTALLED = information.NOT_INSTALLED
@@ -107,6 +108,15 @@ def _seconds(call: Callable[[], object], repeats: int) -> float:
     for _ in range(repeats):
         call()
     return (time.perf_counter() - started) / repeats
+
+
+def start(command: click.Command, name: str) -> None:
+    """Run a benchmark as a program of this name: wrong input is a sentence and exit status 2, as in `pytrain`."""
+    try:
+        command(prog_name=name)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(int(ExitCode.BAD_INPUT))
 
 
 json_option = click.option(

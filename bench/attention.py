@@ -194,4 +194,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m bench.attention")
+    _record.start(command, "python -m bench.attention")

@@ -147,4 +147,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m bench.collectives")
+    _record.start(command, "python -m bench.collectives")

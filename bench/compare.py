@@ -210,4 +210,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m bench.compare")
+    _record.start(command, "python -m bench.compare")

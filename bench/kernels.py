@@ -269,4 +269,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m bench.kernels")
+    _record.start(command, "python -m bench.kernels")

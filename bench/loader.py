@@ -95,4 +95,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m bench.loader")
+    _record.start(command, "python -m bench.loader")

@@ -157,4 +157,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m bench.matmul")
+    _record.start(command, "python -m bench.matmul")

@@ -115,4 +115,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m bench.peak")
+    _record.start(command, "python -m bench.peak")

@@ -207,4 +207,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m bench.peers")
+    _record.start(command, "python -m bench.peers")

@@ -236,4 +236,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m bench.report")
+    _record.start(command, "python -m bench.report")

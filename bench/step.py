@@ -324,4 +324,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m bench.step")
+    _record.start(command, "python -m bench.step")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,13 @@ def test_peers_without_pytorch(
     found = measure("peers", tmp_path, *options)
     assert not found["torch"]
     assert "torch: skipped: PyTorch is not installed" in capsys.readouterr().out
+
+
+def test_wrong_input_is_a_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.report", str(tmp_path / "none.json")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == f"error: {tmp_path / 'none.json'} cannot be read: No such file or directory\n"
 
 
 def test_turns_alternate() -> None:
