@@ -10,14 +10,16 @@ fp32. Operands rotate through more memory than the last-level cache holds, as th
 from __future__ import annotations
 
 from itertools import cycle
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import numpy as np
 
 from pytrain.native import native
 
-from .peak import best_seconds, peak_gflops, thread_counts
+from . import _record
+from .peak import all_seconds, peak_gflops, thread_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +81,7 @@ def call(device: CpuDevice, product: Product, dtype: str) -> Callable[[], object
     result = np.dtype(np.float32) if product.fp32_result else half
     m, n, k = product.m, product.n, product.k
     transpose_a, transpose_b = (letter == "T" for letter in product.kind)
-    one: float = np.ones(1, np.float32).view(np.uint16)[1] if half == np.uint16 else 1.0
+    one: Any = np.ones(1, np.float32).view(np.uint16)[1] if half == np.uint16 else 1.0
     size = (m * k + k * n) * half.itemsize + m * n * result.itemsize
     sets = [
         (
@@ -92,16 +94,13 @@ def call(device: CpuDevice, product: Product, dtype: str) -> Callable[[], object
     operands = cycle(sets)
 
     def work() -> None:
+        options: dict[str, Any] = {
+            "transpose_a": transpose_a,
+            "transpose_b": transpose_b,
+            "accumulate": product.what == "dW",
+        }
         c, a, b = next(operands)
-        device.matmul(
-            c,
-            a,
-            b,
-            transpose_a=transpose_a,
-            transpose_b=transpose_b,
-            accumulate=product.what == "dW",
-            half="bf16" if dtype == "fp32" else dtype,
-        )
+        device.matmul(c, a, b, **options, half="bf16" if dtype == "fp32" else dtype)
 
     return work
 
@@ -112,9 +111,11 @@ def call(device: CpuDevice, product: Product, dtype: str) -> Callable[[], object
 @click.option("--dtype", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"]))
 @click.option("--rows", default=ROWS, show_default=True, type=click.IntRange(min=1), help="Tokens at a time.")
 @click.option("--head-rows", default=0, type=click.IntRange(min=0), help="Of them, at a time in the head (0: all).")
-def command(threads: int | None, runs: int, dtype: str, rows: int, head_rows: int) -> None:
+@_record.json_option
+def command(threads: int | None, runs: int, dtype: str, rows: int, head_rows: int, json_path: Path | None) -> None:
     """Measure the products of a GPT-2 124M step and print them as shares of the peak."""
     device_class = native().CpuDevice
+    cases: list[dict[str, Any]] = []
     for count in [threads] if threads else thread_counts(device_class().threads):
         device = device_class(threads=count)
         peak = peak_gflops(device, dtype)
@@ -124,15 +125,27 @@ def command(threads: int | None, runs: int, dtype: str, rows: int, head_rows: in
         for layer in LAYERS:
             chunk = min(rows, head_rows or rows) if layer.name == "head" else rows
             for product in products(layer, chunk):
-                elapsed = best_seconds(call(device, product, dtype), runs)
+                times_taken = all_seconds(call(device, product, dtype), runs)
+                elapsed = min(times_taken)
                 speed = product.flops / elapsed / 1e9
                 times = layer.repeats * rows / chunk
                 flops, seconds = flops + times * product.flops, seconds + times * elapsed
                 shape = f"{product.m:>6} {product.n:>6} {product.k:>6}  {product.kind}"
                 print(f"{layer.name:14} {product.what:7} {shape}  {speed:>7.1f}  {speed / peak:>6.1%}", flush=True)
-        print(
-            f"all, weighted: {flops / seconds / 1e9:.1f} GFLOP/s, {flops / seconds / 1e9 / peak:.1%}, {seconds:.3f} s"
-        )
+                cases.append(
+                    {
+                        "name": f"{layer.name} {product.what}",
+                        **product._asdict(),
+                        "threads": count,
+                        "gflops": speed,
+                        "share": speed / peak,
+                        "seconds": _record.summary(times_taken),
+                    }
+                )
+        speed = flops / seconds / 1e9
+        print(f"all, weighted: {speed:.1f} GFLOP/s, {speed / peak:.1%}, {seconds:.3f} s")
+    options = {"threads": threads, "runs": runs, "dtype": dtype, "rows": rows, "head_rows": head_rows}
+    _record.write(json_path, "matmul", options, {"cases": cases})
 
 
 def main(arguments: list[str]) -> None:

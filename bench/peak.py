@@ -4,19 +4,22 @@
 
 The FLOPs are those of the instruction set in use (PYTRAIN_ISA forces one): fused multiply-adds of fp32, dot
 products of bf16 pairs where it has them. Other benchmarks divide by them.
-Every number is the best of several runs: a machine shared with others only ever looks slower than it is.
+A number of a round is the best of several runs: a machine shared with others only ever looks slower than it is.
 """
 
 from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
 from pytrain.native import native
+
+from . import _record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,15 +29,20 @@ if TYPE_CHECKING:
 MEBIBYTE = 2**20
 
 
-def best_seconds(work: Callable[[], object], runs: int) -> float:
-    """The shortest of `runs` times of `work`, in seconds, after one that is not counted."""
+def all_seconds(work: Callable[[], object], runs: int) -> list[float]:
+    """The times of `runs` runs of `work`, in seconds, after one that is not counted."""
     work()
     times = []
     for _ in range(runs):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    return min(times)
+    return times
+
+
+def best_seconds(work: Callable[[], object], runs: int) -> float:
+    """The shortest of `runs` times of `work`, in seconds, after one that is not counted."""
+    return min(all_seconds(work, runs))
 
 
 def peak_gflops(device: CpuDevice, dtype: str = "fp32", runs: int = 5, seconds: float = 0.05) -> float:
@@ -68,21 +76,37 @@ def thread_counts(most: int) -> list[int]:
     return counts if most == 1 else [*counts, most]
 
 
+def ceilings(device: CpuDevice, mebibytes: int, rounds: int) -> dict[str, Any]:
+    """Every ceiling of a device, each measured once in each round; keys end in their unit."""
+    found: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        read, copy = bandwidth(device, mebibytes)
+        values = {"fp32_gflops": peak_gflops(device), "bf16_gflops": peak_gflops(device, "bf16")}
+        for name, value in (values | {"read_gb_s": read, "copy_gb_s": copy}).items():
+            found.setdefault(name, []).append(value)
+    return {name: _record.summary(values) for name, values in found.items()}
+
+
 @click.command()
 @click.option("--threads", type=click.IntRange(min=1), help="The most threads (default: all cores).")
 @click.option("--mebibytes", type=click.IntRange(min=1), default=256, show_default=True, help="Of the arrays.")
-def command(threads: int | None, mebibytes: int) -> None:
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="For median, min and max.")
+@_record.json_option
+def command(threads: int | None, mebibytes: int, rounds: int, json_path: Path | None) -> None:
     """Measure peak FLOP/s and memory bandwidth, per number of threads."""
     device_class = native().CpuDevice
     most = threads or device_class().threads
     isa = device_class(threads=1).isa
     print(f"instruction set {isa}; memory: arrays of {mebibytes} MiB, copying counts bytes read and written")
-    print(f"{'threads':>8} {'fp32 GFLOP/s':>13} {'bf16 GFLOP/s':>13} {'read GB/s':>10} {'copy GB/s':>10}")
+    print(f"{'threads':>8} {'fp32 GFLOP/s':>24} {'bf16 GFLOP/s':>24} {'read GB/s':>22} {'copy GB/s':>22}")
+    cases = []
     for count in thread_counts(most):
-        device = device_class(threads=count)
-        read, copy = bandwidth(device, mebibytes)
-        fp32, bf16 = peak_gflops(device), peak_gflops(device, "bf16")
-        print(f"{count:>8} {fp32:>13.1f} {bf16:>13.1f} {read:>10.1f} {copy:>10.1f}", flush=True)
+        found = ceilings(device_class(threads=count), mebibytes, rounds)
+        cases.append({"threads": count, **found})
+        fp32, bf16, read, copy = (_record.spread(values) for values in found.values())
+        print(f"{count:>8} {fp32:>24} {bf16:>24} {read:>22} {copy:>22}", flush=True)
+    options = {"threads": threads, "mebibytes": mebibytes, "rounds": rounds}
+    _record.write(json_path, "peak", options, {"isa": isa, "cases": cases})
 
 
 def main(arguments: list[str]) -> None:

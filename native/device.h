@@ -11,7 +11,17 @@
 
 namespace pytrain {
 
-enum class MemoryKind : std::uint8_t { weights, gradients, master, optimizer, activations, workspace, staging, count };
+enum class MemoryKind : std::uint8_t {
+    weights,
+    gradients,
+    master,
+    optimizer,
+    activations,
+    workspace,
+    staging,
+    snapshot,  // what an asynchronous save is written from
+    count
+};
 
 struct Queue;  // an ordered stream of operations (CPU: executes at once)
 struct Event;  // a point in a queue

@@ -207,6 +207,7 @@ class CpuDevice(Device):
         dlogits: _Array | None = None,
     ) -> None: ...
     def sum_squares(self, sum: _Doubles, x: _Array, half: str = "bf16") -> None: ...
+    def sum_squares_each(self, sum: _Doubles, arrays: Sequence[_Array], half: str = "bf16") -> None: ...
     def finish_norm(self, scalars: _Doubles, sum: _Doubles, limit: float, loss_scale: float) -> None: ...
     def adamw(
         self,
@@ -215,6 +216,19 @@ class CpuDevice(Device):
         m: _Array,
         v: _Array,
         gradient: _Array,
+        scalars: _Doubles,
+        *,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        step_size: float,
+        correction2: float,
+        decay: float,
+        half: str = "bf16",
+    ) -> None: ...
+    def adamw_each(
+        self,
+        runs: Sequence[tuple[_Array, _Array, _Array, _Array, _Array, bool]],
         scalars: _Doubles,
         *,
         beta1: float,

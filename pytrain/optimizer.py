@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pytrain.parallel import Groups
 from pytrain.residency import CollectedGradients, GatheredWeights, Loans
 from pytrain.stage import Scalar, Stage
-from pytrain.zero import Run, StageState
+from pytrain.zero import StageState
 
 if TYPE_CHECKING:
     from pytrain.config.run import OptimizerSection
@@ -29,6 +29,26 @@ class UpdateResult:
     """Before clipping, over all parameters of the model."""
     finite: bool
     """False: the gradient had an infinity or NaN, and the update was left out."""
+
+
+class _Arrays:
+    """What an update works on of one stage: views of buffers that stay where they are, made once."""
+
+    def __init__(self, state: StageState) -> None:
+        self.stage = state.stage
+        self.counted = [state.gradient_of(run) for run in state.runs if state.counts(run)]
+        """Gradients of which this rank adds the squares."""
+        self.updated = [
+            (
+                state.weights_of(run),
+                state.master_of(run),
+                state.first[run.bucket].array[run.in_shard],
+                state.second[run.bucket].array[run.in_shard],
+                state.gradient_of(run),
+                run.spec.decay,
+            )
+            for run in state.runs
+        ]
 
 
 class AdamW:
@@ -49,6 +69,7 @@ class AdamW:
         self.native_seconds = 0.0
         """Wall time of the last update inside native calls and waiting for other ranks."""
         self._sum = np.zeros(1, np.float64)
+        self._arrays = [_Arrays(state) for state in self.states]
 
     def state_of(self, stage: Stage) -> StageState:
         """The part of one of the stages."""
@@ -80,16 +101,14 @@ class AdamW:
         self.native_seconds = 0.0
         self._timed(self._finish_reductions)
         self._sum[:] = 0.0
-        for state, run in self._runs():
-            if state.counts(run):
-                squares = partial(state.stage.device.sum_squares, self._sum, state.gradient_of(run), state.stage.half)
-                self._timed(squares)
+        for arrays in self._arrays:
+            self._timed(partial(arrays.stage.device.sum_squares_each, self._sum, arrays.counted, arrays.stage.half))
         self._timed(partial(self.groups.world.all_reduce, self._sum))
         scalars = self.states[0].stage.scalars
         self.states[0].stage.device.finish_norm(scalars, self._sum, self.settings.clip, loss_scale)
         count = self.updates + 1
-        for state, run in self._runs():
-            self._update_run(state, run, scalars, learning_rate, count)
+        for arrays in self._arrays:
+            self._update_stage(arrays, scalars, learning_rate, count)
         self._timed(self._renew_weights)
         finite = bool(scalars[Scalar.FINITE])
         if finite:
@@ -109,29 +128,18 @@ class AdamW:
         for state in self.states:
             state.gather_weights()
 
-    def _runs(self) -> Iterator[tuple[StageState, Run]]:
-        for state in self.states:
-            for run in state.runs:
-                yield state, run
-
-    def _update_run(
-        self, state: StageState, run: Run, scalars: NDArray[np.float64], learning_rate: float, count: int
-    ) -> None:
-        settings, stage = self.settings, state.stage
+    def _update_stage(self, arrays: _Arrays, scalars: NDArray[np.float64], learning_rate: float, count: int) -> None:
+        settings, stage = self.settings, arrays.stage
         update = partial(
-            stage.device.adamw,
-            state.weights_of(run),
-            state.master_of(run),
-            state.first[run.bucket].array[run.in_shard],
-            state.second[run.bucket].array[run.in_shard],
-            state.gradient_of(run),
+            stage.device.adamw_each,
+            arrays.updated,
             scalars,
             beta1=settings.beta1,
             beta2=settings.beta2,
             eps=settings.eps,
             step_size=learning_rate / (1 - settings.beta1**count),
             correction2=1 / math.sqrt(1 - settings.beta2**count),
-            decay=learning_rate * settings.weight_decay if run.spec.decay else 0.0,
+            decay=learning_rate * settings.weight_decay,
             half=stage.half,
         )
         self._timed(update)

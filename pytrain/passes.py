@@ -18,10 +18,12 @@ What this costs on the wire, per micro-batch and stage, in arrays of (rows, hidd
                                                        micro-batch's backward follows its forward      (+ 1)
     full recompute      1 a layer more        = 2      1 reduce-scatter, 1 gather: of the 2 norm
                                                        outputs only attention's is gathered yet again  = 2
+    late weight         0                              2 gathers of the stream's gradient a layer,
+    gradients                                          which is kept in parts until then               + 2
 
-So sequence parallelism sends 8 L + 4 arrays as the all-reduce does, and 2 L (+ 1) beside them: that is the price of
-keeping a norm's output on no rank (Megatron-LM's, arXiv 2205.05198). Once a step replicated gradients are summed over
-the ranks (`pytrain.partial_gradients`).
+So sequence parallelism sends 8 L + 4 arrays as the all-reduce does, and 2 L (+ 1) beside them, or 4 L where weight
+gradients come late: that is the price of keeping norm outputs on no rank (Megatron-LM's, arXiv 2205.05198). Once a
+step the gradients of replicated tensors are summed over the ranks (`pytrain.partial_gradients`).
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def is_stream(name: str) -> bool:
 @pytest.mark.parametrize("tp", [2, 4])
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_norms_and_residuals_are_divided(name: str, tp: int, recompute: str, defer: int) -> None:
-    """By name and byte: each piece of stream or norm is a tp-th, norm outputs are kept by nobody, the rest is equal."""
+    """By name and byte: pieces of stream and norms are a tp-th, norm outputs are kept by nobody, the rest is same."""
     rows, hidden = 96, UNEVEN[name].hidden
     options = {"recompute": recompute, "defer_weight": bool(defer)}
     for rank in range(tp):

@@ -30,7 +30,7 @@ enum class Recompute : std::uint8_t { none, selective, full };
 struct StageConfig {
     std::int64_t first_op, last_op;
     std::int64_t tp_rank = 0, tp_size = 1;
-    bool sequence_parallel = false;    // the residual stream and the norms on this rank's rows alone; see stage_rows
+    bool sequence_parallel = false;    // the residual stream and the norms on this rank's rows alone: stream_rows
     std::int64_t batch, length;        // sequences and tokens of a micro-batch
     std::int64_t slots = 1;            // micro-batches in flight
     bool training = true;              // else no backward: one layer's activations are kept

@@ -22,8 +22,8 @@ void Stage::embed_forward(std::int64_t slot) {
 
 void Stage::embed_backward_weight(std::int64_t slot) {
     const OpParameters& op = parameters_.op(0);
-    const std::int32_t *const tokens = integers(arena_.tokens, slot), *const positions =
-                                                                          integers(arena_.positions, slot);
+    const std::int32_t* const tokens = integers(arena_.tokens, slot);
+    const std::int32_t* const positions = integers(arena_.positions, slot);
     const Embed args{rows_, shape_.hidden, vocabulary_.begin, vocabulary_.end, tokens, positions};
     const Tensor dout = activation(arena_.dresidual, 0), dtable = parameters_.gradient(op.weight),
                  dpositions = parameters_.gradient(op.out_weight);

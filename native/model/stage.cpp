@@ -222,7 +222,8 @@ void Stage::keep_dresidual(std::int64_t slot, std::int64_t op) {
 
 Tensor Stage::dresidual_of(std::int64_t slot, std::int64_t op) const {
     if (!config_.defer_weight) return activation(arena_.dresidual, 0);
-    return activation(config_.gathers() ? arena_.dnorm : places(op).dresidual, config_.gathers() ? 0 : slot);
+    if (config_.gathers()) return activation(arena_.dnorm, 0);  // where dresidual_rows has put it
+    return activation(places(op).dresidual, slot);
 }
 
 // --- sequence parallelism: what the caller gathers --------------------------------------------------------------

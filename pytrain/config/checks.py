@@ -95,12 +95,21 @@ def _sequence_fits(sequence_length: int, context: int) -> str | None:
 
 
 def _whole_micro_batches(global_batch: int, micro_batch: int, dp: int) -> str | None:
-    if global_batch % (micro_batch * dp) == 0:
+    unit = micro_batch * dp
+    if global_batch % unit == 0:
         return None
-    below = max(global_batch // (micro_batch * dp), 1) * micro_batch * dp
+    below = global_batch // unit * unit
+    batches = " or ".join(map(str, filter(None, (below, below + unit))))
+    advice = f"with this dp it may be {batches}"
+    whole, rest = divmod(global_batch, micro_batch)
+    if rest == 0:
+        divisors = [count for count in range(1, whole + 1) if whole % count == 0]
+        fewer = [count for count in divisors if count < dp][-1:]
+        more = [count for count in divisors if count > dp][:1]
+        advice += f", and with this batch parallel.dp may be {' or '.join(map(str, fewer + more))}"
     return (
         f"batch.global_batch ({global_batch}) is not divisible by batch.micro_batch * parallel.dp "
-        f"({micro_batch} * {dp}); {below} would be"
+        f"({micro_batch} * {dp}); {advice}"
     )
 
 
@@ -221,11 +230,11 @@ def _one_16_bit_type(reduction: str, gradients: str) -> str | None:
     )
 
 
-def _samples_need_one_rank(every: int, pp: int, tp: int) -> str | None:
-    if every == 0 or pp * tp == 1:
+def _samples_need_one_stage(every: int, pp: int) -> str | None:
+    if every == 0 or pp == 1:
         return None
     return (
-        f"sample.every is {every}, but no rank holds the whole model with parallel.pp {pp} and parallel.tp {tp}; "
+        f"sample.every is {every}, but with parallel.pp {pp} no rank holds all layers; "
         f"set it to 0 and use `pytrain generate` on a checkpoint"
     )
 
@@ -238,6 +247,17 @@ def _chunks_for_interleaving(chunks: int, schedule: str, pp: int) -> str | None:
     if chunks == 1:
         return None
     return f'parallel.chunks is {chunks}, but only schedule "interleaved" has several per rank; set it to 1'
+
+
+def _stages_of_layers(stage_layers: tuple[int, ...], layers: int, pp: int, chunks: int) -> str | None:
+    if not stage_layers or (
+        len(stage_layers) == pp * chunks and sum(stage_layers) == layers and min(stage_layers) > 0
+    ):
+        return None
+    return (
+        f"parallel.stage_layers {list(stage_layers)} must have parallel.pp * parallel.chunks = {pp * chunks} entries "
+        f"of at least 1 that add up to model.layers ({layers})"
+    )
 
 
 def _full_recompute_now(policy: tuple[str, ...], schedule: str, pp: int) -> str | None:
@@ -272,7 +292,8 @@ RUN_CHECKS = (
         _rows_for_sequence_parallelism,
     ),
     Check(("precision.gradient_reduction", "precision.gradients"), _one_16_bit_type),
-    Check(("sample.every", "parallel.pp", "parallel.tp"), _samples_need_one_rank),
+    Check(("sample.every", "parallel.pp"), _samples_need_one_stage),
     Check(("parallel.chunks", "parallel.schedule", "parallel.pp"), _chunks_for_interleaving),
+    Check(("parallel.stage_layers", "model.layers", "parallel.pp", "parallel.chunks"), _stages_of_layers),
     Check(("recompute.policy", "parallel.schedule", "parallel.pp"), _full_recompute_now),
 )
