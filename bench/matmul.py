@@ -81,7 +81,7 @@ def call(device: CpuDevice, product: Product, dtype: str) -> Callable[[], object
     result = np.dtype(np.float32) if product.fp32_result else half
     m, n, k = product.m, product.n, product.k
     transpose_a, transpose_b = (letter == "T" for letter in product.kind)
-    one: float = np.ones(1, np.float32).view(np.uint16)[1] if half == np.uint16 else 1.0
+    one: Any = np.ones(1, np.float32).view(np.uint16)[1] if half == np.uint16 else 1.0
     size = (m * k + k * n) * half.itemsize + m * n * result.itemsize
     sets = [
         (
@@ -94,16 +94,13 @@ def call(device: CpuDevice, product: Product, dtype: str) -> Callable[[], object
     operands = cycle(sets)
 
     def work() -> None:
+        options: dict[str, Any] = {
+            "transpose_a": transpose_a,
+            "transpose_b": transpose_b,
+            "accumulate": product.what == "dW",
+        }
         c, a, b = next(operands)
-        device.matmul(
-            c,
-            a,
-            b,
-            transpose_a=transpose_a,
-            transpose_b=transpose_b,
-            accumulate=product.what == "dW",
-            half="bf16" if dtype == "fp32" else dtype,
-        )
+        device.matmul(c, a, b, **options, half="bf16" if dtype == "fp32" else dtype)
 
     return work
 
