@@ -1,12 +1,12 @@
 // The peak of a core, written once over simd.h. Included inside the instruction set's unnamed namespace.
 // `repeats` rounds of independent fused multiply-adds on registers: what the cores can do at most. Twelve chains hide a
-// latency of up to six cycles at two a cycle, and fit the 16 registers of AVX2. Returns the FLOPs done; sink (kLanes)
-// receives the sum, so that nothing is optimised away.
+// latency of up to six cycles at two a cycle, and fit the 16 registers of AVX2. Returns the FLOPs done. The chains begin
+// at what sink (kLanes) holds, which no compiler knows, and it receives their sum: nothing is optimised away.
 double peak_flops(std::int64_t repeats, float* sink) {
     constexpr int chains = 12;
     V sum[chains];
     PYTRAIN_UNROLL
-    for (int i = 0; i < chains; ++i) sum[i] = set(static_cast<float>(i));
+    for (int i = 0; i < chains; ++i) sum[i] = set(sink[0] + static_cast<float>(i));
     // Added to itself, a chain needs no copy on Arm, whose sum is also a source; so small a part of it changes nothing.
     const V factor = set(1e-9f);
     for (std::int64_t repeat = 0; repeat < repeats; ++repeat) {
