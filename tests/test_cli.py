@@ -343,5 +343,5 @@ def test_the_command_exits_with_its_status() -> None:
 def test_info_says_what_would_move_messages_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == ExitCode.OK
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("MPI progress:"))
-    assert line.split()[2] in ("thread:", "poll:")
+    assert line.split()[2] in ("thread:", "test:")
     assert " 1 rank with " in line

@@ -78,7 +78,7 @@ def test_samples_and_evaluation_while_slices_and_replicas_train(trained: Any, tm
     check_ranks(4, "pytrain", "train", str(path), *grid, f"--set=run.folder={tmp_path / 'run'}")
     found = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     (progress,) = json.loads((tmp_path / "run" / "record.json").read_text(encoding="utf-8"))["progress"]
-    assert progress.startswith(("poll: 4 ranks with 4 threads", "thread: 4 ranks with 4 threads"))
+    assert progress.startswith(("test: 4 ranks with 4 threads", "thread: 4 ranks with 4 threads"))
     assert found["prompts"] == expected["prompts"]
     assert found["heldout"]["heldout"]["loss"] == pytest.approx(expected["heldout"]["heldout"]["loss"], rel=1e-5)
 
