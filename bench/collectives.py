@@ -14,7 +14,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -24,6 +26,8 @@ from pytrain import launch
 from pytrain.collectives import Settings, Table
 from pytrain.collectives.measure import sizes_up_to
 from pytrain.errors import UserError
+
+from . import _record
 
 if TYPE_CHECKING:
     from pytrain.collectives.mpi_group import MpiGroup
@@ -52,8 +56,8 @@ def measured_table(world: MpiGroup, sizes: list[int], rounds: int) -> Table:
     return table_of(world.broadcast(timings), "bench.collectives")
 
 
-def compare(world: MpiGroup, sizes: list[int], rounds: int) -> None:
-    """Print the comparison on rank 0; all ranks call it."""
+def compare(world: MpiGroup, sizes: list[int], rounds: int) -> list[dict[str, Any]]:
+    """Print the comparison on rank 0; all ranks call it. Seconds of each call, by size."""
     from mpi4py import MPI
 
     from pytrain.collectives.measure import alternate, size_text
@@ -64,6 +68,7 @@ def compare(world: MpiGroup, sizes: list[int], rounds: int) -> None:
     show = print if world.rank == 0 else _silent
     cores = len(os.sched_getaffinity(0))
     show(f"{world.size} ranks on {cores} cores, fp32, {rounds} rounds; us, and times MPI's")
+    results: list[dict[str, Any]] = []
     for size in sizes:
         array, halves = np.zeros(size // 4, np.float32), np.zeros(size // 4, np.uint16)
         calls: dict[str, Callable[[], object]] = {
@@ -73,6 +78,8 @@ def compare(world: MpiGroup, sizes: list[int], rounds: int) -> None:
             "bf16": partial(world.all_reduce, halves, "bf16", algorithm="direct"),
         }
         times = alternate(world, calls, rounds)
+        seconds_of = {name: _record.summary(seconds) for name, seconds in times.items()}
+        results.append({"ranks": world.size, "bytes": size, "seconds": seconds_of})
         medians = {name: statistics.median(seconds) for name, seconds in times.items()}
         best = min((name for name in OWN if name in medians), key=lambda name: medians[name])
         base = medians["MPI"]
@@ -80,6 +87,7 @@ def compare(world: MpiGroup, sizes: list[int], rounds: int) -> None:
         show(f"{size_text(size):>8}: best own {best} {medians[best] / base:.2f}, " + ", ".join(cells))
     show(_bytes(world))
     auto.close()
+    return results
 
 
 def _silent(_text: str) -> None:
@@ -102,22 +110,35 @@ def _bytes(world: MpiGroup) -> str:
 )
 @click.option("--largest", default=256, show_default=True, type=click.IntRange(min=1), help="Array, in MiB.")
 @click.option("--rounds", default=9, show_default=True, type=click.IntRange(min=1), help="For the median.")
-def command(ranks: tuple[int, ...], largest: int, rounds: int) -> None:
+@_record.json_option
+def command(ranks: tuple[int, ...], largest: int, rounds: int, json_path: Path | None) -> None:
     """Compare our all-reduces with MPI's; starts its own ranks."""
     if launch.find_launcher(os.environ) is not None:
         with launch.world(Settings(deterministic=False, watchdog_seconds=0)) as world:
             if world.size == 1:
                 raise UserError("a comparison needs several ranks")
-            compare(world, sizes_up_to(largest), rounds)  # type: ignore[arg-type]
+            found = compare(world, sizes_up_to(largest), rounds)  # type: ignore[arg-type]
+            if world.rank == 0:
+                _write(json_path, [world.size], largest, rounds, found)
         return
     mpiexec, settings = launch.find_mpiexec()
-    options = ["--largest", str(largest), "--rounds", str(rounds)]
-    for count in ranks:
-        subprocess.run(
-            [*mpiexec, "-n", str(count), sys.executable, "-m", __spec__.name, *options],
-            env={**os.environ, **settings, "OMP_NUM_THREADS": "1"},
-            check=True,
-        )
+    results: list[dict[str, Any]] = []
+    with TemporaryDirectory() as folder:
+        for count in ranks:
+            part = Path(folder) / f"{count}.json"
+            options = ["--largest", str(largest), "--rounds", str(rounds), "--json", str(part)]
+            subprocess.run(
+                [*mpiexec, "-n", str(count), sys.executable, "-m", __spec__.name, *options],
+                env={**os.environ, **settings, "OMP_NUM_THREADS": "1"},
+                check=True,
+            )
+            results += _record.read(part)["cases"]
+    _write(json_path, list(ranks), largest, rounds, results)
+
+
+def _write(path: Path | None, ranks: list[int], largest: int, rounds: int, cases: list[dict[str, Any]]) -> None:
+    options = {"ranks": ranks, "largest": largest, "rounds": rounds}
+    _record.write(path, "collectives", options, {"cases": cases})
 
 
 def main(arguments: list[str]) -> None:
@@ -126,4 +147,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m bench.collectives")
+    _record.start(command, "python -m bench.collectives")

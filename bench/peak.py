@@ -1,21 +1,25 @@
-"""What this machine can do at most: fused multiply-adds on registers, reading and copying memory.
+"""What this machine can do at most: multiply-adds on registers, reading and copying memory.
 
     python -m bench.peak
 
-The FLOPs are those of the instruction set in use (PYTRAIN_ISA forces one); other benchmarks divide by them.
-Every number is the best of several runs: a machine shared with others only ever looks slower than it is.
+The FLOPs are those of the instruction set in use (PYTRAIN_ISA forces one): fused multiply-adds of fp32, dot
+products of bf16 pairs where it has them. Other benchmarks divide by them.
+A number of a round is the best of several runs: a machine shared with others only ever looks slower than it is.
 """
 
 from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
 from pytrain.native import native
+
+from . import _record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,24 +29,31 @@ if TYPE_CHECKING:
 MEBIBYTE = 2**20
 
 
-def best_seconds(work: Callable[[], object], runs: int) -> float:
-    """The shortest of `runs` times of `work`, in seconds, after one that is not counted."""
+def all_seconds(work: Callable[[], object], runs: int) -> list[float]:
+    """The times of `runs` runs of `work`, in seconds, after one that is not counted."""
     work()
     times = []
     for _ in range(runs):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    return min(times)
+    return times
 
 
-def peak_gflops(device: CpuDevice, runs: int = 5, seconds: float = 0.05) -> float:
-    """GFLOP/s of fused multiply-adds on all of the device's threads together, in runs of about `seconds`."""
-    repeats = 100_000
-    while (elapsed := best_seconds(partial(device.peak_flops, repeats), 1)) < seconds / 2:
-        repeats = round(repeats * min(10.0, seconds / elapsed))
-    flops = device.peak_flops(repeats)
-    return flops / best_seconds(partial(device.peak_flops, repeats), runs) / 1e9
+def best_seconds(work: Callable[[], object], runs: int) -> float:
+    """The shortest of `runs` times of `work`, in seconds, after one that is not counted."""
+    return min(all_seconds(work, runs))
+
+
+def peak_gflops(device: CpuDevice, dtype: str = "fp32", runs: int = 5, seconds: float = 0.05) -> float:
+    """GFLOP/s of the multiply-adds that products of `dtype` are made of, on all of the device's threads together.
+
+    Dot products of bf16 pairs where the instruction set in use has them, else fp32, in runs of about `seconds`.
+    """
+    work = partial(device.peak_flops, 100_000, dtype)
+    while (elapsed := best_seconds(work, 1)) < seconds / 2:
+        work = partial(device.peak_flops, round(work.args[0] * min(10.0, seconds / elapsed)), dtype)
+    return work() / best_seconds(work, runs) / 1e9
 
 
 def bandwidth(device: CpuDevice, mebibytes: int, runs: int = 5) -> tuple[float, float]:
@@ -65,20 +76,37 @@ def thread_counts(most: int) -> list[int]:
     return counts if most == 1 else [*counts, most]
 
 
+def ceilings(device: CpuDevice, mebibytes: int, rounds: int) -> dict[str, Any]:
+    """Every ceiling of a device, each measured once in each round; keys end in their unit."""
+    found: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        read, copy = bandwidth(device, mebibytes)
+        values = {"fp32_gflops": peak_gflops(device), "bf16_gflops": peak_gflops(device, "bf16")}
+        for name, value in (values | {"read_gb_s": read, "copy_gb_s": copy}).items():
+            found.setdefault(name, []).append(value)
+    return {name: _record.summary(values) for name, values in found.items()}
+
+
 @click.command()
 @click.option("--threads", type=click.IntRange(min=1), help="The most threads (default: all cores).")
 @click.option("--mebibytes", type=click.IntRange(min=1), default=256, show_default=True, help="Of the arrays.")
-def command(threads: int | None, mebibytes: int) -> None:
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="For median, min and max.")
+@_record.json_option
+def command(threads: int | None, mebibytes: int, rounds: int, json_path: Path | None) -> None:
     """Measure peak FLOP/s and memory bandwidth, per number of threads."""
     device_class = native().CpuDevice
     most = threads or device_class().threads
     isa = device_class(threads=1).isa
     print(f"instruction set {isa}; memory: arrays of {mebibytes} MiB, copying counts bytes read and written")
-    print(f"{'threads':>8} {'GFLOP/s':>9} {'read GB/s':>10} {'copy GB/s':>10}")
+    print(f"{'threads':>8} {'fp32 GFLOP/s':>24} {'bf16 GFLOP/s':>24} {'read GB/s':>22} {'copy GB/s':>22}")
+    cases = []
     for count in thread_counts(most):
-        device = device_class(threads=count)
-        read, copy = bandwidth(device, mebibytes)
-        print(f"{count:>8} {peak_gflops(device):>9.1f} {read:>10.1f} {copy:>10.1f}", flush=True)
+        found = ceilings(device_class(threads=count), mebibytes, rounds)
+        cases.append({"threads": count, **found})
+        fp32, bf16, read, copy = (_record.spread(values) for values in found.values())
+        print(f"{count:>8} {fp32:>24} {bf16:>24} {read:>22} {copy:>22}", flush=True)
+    options = {"threads": threads, "mebibytes": mebibytes, "rounds": rounds}
+    _record.write(json_path, "peak", options, {"isa": isa, "cases": cases})
 
 
 def main(arguments: list[str]) -> None:
@@ -87,4 +115,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m bench.peak")
+    _record.start(command, "python -m bench.peak")

@@ -11,7 +11,17 @@
 
 namespace pytrain {
 
-enum class MemoryKind : std::uint8_t { weights, gradients, master, optimizer, activations, workspace, staging, count };
+enum class MemoryKind : std::uint8_t {
+    weights,
+    gradients,
+    master,
+    optimizer,
+    activations,
+    workspace,
+    staging,
+    snapshot,  // what an asynchronous save is written from
+    count
+};
 
 struct Queue;  // an ordered stream of operations (CPU: executes at once)
 struct Event;  // a point in a queue
@@ -181,9 +191,13 @@ public:
     // Merges `slices` blocks of (rows, 3), in order: lse (rows), and loss_sum, target_count of `scalars` grow.
     virtual void loss_forward(StepScalars* scalars, float* lse, const float* statistics, std::int64_t slices,
                               const std::int32_t* targets, std::int64_t rows, Queue*) = 0;
-    // logits -> d logits in place: (softmax - onehot(target)) * scalars->gradient_scale, 0 where target is -1
-    virtual void loss_backward(Tensor logits, const float* lse, const std::int32_t* targets, const StepScalars* scalars,
-                               std::int64_t rows, std::int64_t width, std::int64_t vocabulary_begin, Queue*) = 0;
+    // dlogits (rows, width), rows ld_dlogits apart, = (softmax - onehot(target)) * scalars->gradient_scale, 0 where the
+    // target is -1. dlogits may begin where logits (rows, width) begins if no row of it is longer in bytes and
+    // ld_dlogits puts each at the beginning of its row of logits: the same type in place, or 16 bits over fp32 with
+    // twice the stride.
+    virtual void loss_backward(Tensor dlogits, std::int64_t ld_dlogits, Tensor logits, const float* lse,
+                               const std::int32_t* targets, const StepScalars* scalars, std::int64_t rows,
+                               std::int64_t width, std::int64_t vocabulary_begin, Queue*) = 0;
 
     // --- optimizer -------------------------------------------------------------------------------
     // *sum += sum of squares in float64, in an order fixed by n alone

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pytrain.native import native
 from pytrain.parallel import Groups
 from pytrain.passes import BucketReady, Passes
-from pytrain.schedule import Action, Kind, Program
+from pytrain.schedule import Action, Kind, Program, early_receives
 from pytrain.schedule.actions import WEIGHT_GRADIENT
 from pytrain.stage import Scalar, Stage
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pytrain.collectives import Handle
     from pytrain.data.loader import Batch
     from pytrain.optimizer import AdamW, UpdateResult
+    from pytrain.zero import StageState
 
 T = TypeVar("T")
 _WAITS_FOR = {
@@ -44,6 +45,9 @@ class StepResult:
     """Wall time inside native calls and waiting for other ranks; the rest of the step is Python's."""
     executed: Program
     """The actions, in the order in which they were done."""
+    in_flight: int
+    """Most micro-batches, summed over this rank's stages, that were between their forward pass and the end of their
+    backward pass at once."""
 
     @property
     def loss(self) -> float:
@@ -70,13 +74,17 @@ class Engine:
     ) -> None:
         self.stages, self.optimizer, self.groups = stages, optimizer, groups
         self.last_stage = max(stages) if groups.grid.pp_rank == groups.grid.pp - 1 else None
-        self._passes = {number: Passes(stage, groups.tp) for number, stage in stages.items()}
+        self._loans = {number: optimizer.loans_of(stage) if optimizer else None for number, stage in stages.items()}
+        self._passes = {number: Passes(stage, groups.tp, self._loans[number]) for number, stage in stages.items()}
         self._crossing = {
             number: [_stream_buffer(stages[number]) for _ in range(count)]
             for number, count in (gradient_buffers or {}).items()
         }
         self._sends: dict[tuple[Kind, int, int | None], Handle] = {}
+        self._receives: dict[tuple[Kind, int, int | None], Handle] = {}
         self._native_seconds = 0.0
+        self._in_flight: set[tuple[int, int]] = set()
+        self._most_in_flight = 0
 
     def run(
         self,
@@ -100,10 +108,16 @@ class Engine:
         """
         training = any(action.kind is Kind.UPDATE for action in program)
         self._native_seconds = 0.0
+        self._in_flight.clear()
+        self._most_in_flight = 0
+        executed: list[Action] = []
         self._prepare(batches, loss_scale, training)
         last_weight = {action.stage: index for index, action in enumerate(program) if action.kind in WEIGHT_GRADIENT}
+        early = early_receives(program) if training else {}
         update = None
         for index, action in enumerate(program):
+            for receive in early.get(index, ()):
+                self._start_receive(receive)
             if action.kind is Kind.UPDATE:
                 update = self._update(learning_rate, loss_scale)
             elif action.kind in WEIGHT_GRADIENT or action.kind in (Kind.FORWARD, Kind.BACKWARD_INPUT):
@@ -111,9 +125,12 @@ class Engine:
                 self._compute(action, batches, "train" if training else "evaluate", final)
             else:
                 self._timed(lambda action=action: self._exchange(action))  # type: ignore[misc]
+            executed.append(action)
         sums = self._own_sums()
         self.groups.world.all_reduce(sums)
-        return StepResult(float(sums[0]), int(sums[1]), update, self._native_seconds, program)
+        return StepResult(
+            float(sums[0]), int(sums[1]), update, self._native_seconds, tuple(executed), self._most_in_flight
+        )
 
     def _prepare(self, batches: Sequence[Batch], loss_scale: float, training: bool) -> None:
         count = np.array([sum(int(np.count_nonzero(batch.targets >= 0)) for batch in batches)], np.float64)
@@ -122,7 +139,7 @@ class Engine:
             stage.scalars[:] = 0.0
             stage.scalars[Scalar.GRADIENT_SCALE] = loss_scale / max(count[0], 1.0)
             if training:
-                self._timed(stage.zero_gradients)
+                self._timed(self._state_of(stage).start_gradients)
 
     def _own_sums(self) -> NDArray[np.float64]:
         """Loss and count that this rank adds to the world's: each replica's last stage speaks once."""
@@ -130,6 +147,10 @@ class Engine:
             return np.zeros(2)
         sums: NDArray[np.float64] = self.stages[self.last_stage].scalars[[Scalar.LOSS_SUM, Scalar.TARGET_COUNT]]
         return sums
+
+    def _state_of(self, stage: Stage) -> StageState:
+        assert self.optimizer is not None, "a program that trains needs an optimizer"
+        return self.optimizer.state_of(stage)
 
     def _update(self, learning_rate: float, loss_scale: float) -> UpdateResult:
         assert self.optimizer is not None, "a program with an UPDATE needs an optimizer"
@@ -143,14 +164,20 @@ class Engine:
         assert action.microbatch is not None
         stage, passes = self.stages[action.stage], self._passes[action.stage]
         slot = action.microbatch % stage.native.slots if action.slot is None else action.slot
-        ready = self._bucket_ready(stage) if final else None
+        ready = self._bucket_ready(action.stage, final)
+        key = (action.stage, action.microbatch)
         if action.kind is Kind.FORWARD:
+            self._in_flight.add(key)
+            self._most_in_flight = max(self._most_in_flight, len(self._in_flight))
             stage.load_batch(slot, batches[action.microbatch])
             self._timed(lambda: passes.forward(slot, pass_))
         elif action.kind is Kind.BACKWARD_WEIGHT:
             self._timed(lambda: passes.backward_weight(slot, ready))
         else:
             self._timed(lambda: self._backward(action, slot, ready))
+        self.groups.world.poll()  # messages that have arrived are done, and are not waited for later
+        if action.kind in WEIGHT_GRADIENT or pass_ == "evaluate":
+            self._in_flight.remove(key)
 
     def _backward(self, action: Action, slot: int, ready: BucketReady | None) -> None:
         """B or I: the gradient of what left the stage becomes that of what entered it."""
@@ -166,9 +193,16 @@ class Engine:
         if crossing is not None and action.stage > 0:
             stage.device.copy(crossing, stream)
 
-    def _bucket_ready(self, stage: Stage) -> BucketReady | None:
-        """Starts the reduction of a bucket while the rest of backward runs; a tied one waits for its other half."""
-        if self.optimizer is None or self.groups.dp.size == 1:
+    def _bucket_ready(self, number: int, final: bool) -> BucketReady | None:
+        """Starts the reduction of a bucket while the rest of backward runs; a tied one waits for its other half.
+
+        Whole gradients are reduced once, after the last micro-batch (`final`); borrowed ones whenever they come
+        back.
+        """
+        stage, loans = self.stages[number], self._loans[number]
+        if loans is not None and not stage.whole_gradients:
+            return loans.close
+        if self.optimizer is None or self.groups.dp.size == 1 or not final:
             return None
         state = self.optimizer.state_of(stage)
         tied = _tied_bucket(stage) if self.groups.tied.size > 1 else None
@@ -190,13 +224,19 @@ class Engine:
             assert action.peer is not None
             self._sends[key] = self.groups.pp.start_send(self._message(action), action.peer)
         elif action.kind in (Kind.RECV_FORWARD, Kind.RECV_BACKWARD):
-            assert action.peer is not None
-            self.groups.pp.receive(self._message(action), action.peer)
+            if key not in self._receives:
+                self._start_receive(action)
+            self._receives.pop(key).wait()
         elif action.kind is Kind.TIED:
             stage = self.stages[action.stage]
             self.groups.tied.all_reduce(stage.gradient("embed.tokens"), stage.half)
         elif action.kind is Kind.REDUCE and self.optimizer is not None:
             self.optimizer.state_of(self.stages[action.stage]).reduce_all()
+
+    def _start_receive(self, action: Action) -> None:
+        assert action.peer is not None
+        key = (action.kind, action.stage, action.microbatch)
+        self._receives[key] = self.groups.pp.start_receive(self._message(action), action.peer)
 
     def _message(self, action: Action) -> NDArray[Any]:
         """The array that a SEND or RECV moves."""

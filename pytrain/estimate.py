@@ -14,8 +14,11 @@ from pytrain.config import parameter_count
 from pytrain.flops import hardware_flops, model_flops
 from pytrain.native import native
 from pytrain.rank import Plan
-from pytrain.stage import native_policy, native_shape
-from pytrain.training_state import checkpoint_entries
+from pytrain.residency import Extent, gradient_buffers, weight_buffers
+from pytrain.saving import snapshot_bytes
+from pytrain.stage import native_policy, native_shape, segments_of
+from pytrain.training_state import checkpoint_entries, owned_bytes
+from pytrain.wire_format import WIRE_BUFFERS, wire_elements
 
 if TYPE_CHECKING:
     from pytrain.config import RunConfig
@@ -50,20 +53,34 @@ def largest_rank(config: "RunConfig") -> RankMemory:
 
 
 def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
-    """The memory of the ranks at these coordinates, the same for every replica."""
+    """The memory of the ranks at these coordinates in the first replica.
+
+    In the others only the snapshot differs: they save nothing without ZeRO, and with it other padding.
+    """
     config = plan.config
     policy, shape = native_policy(config.precision), native_shape(config.model)
     kinds = dict.fromkeys(("weights", "gradients", "master", "optimizer", "activations", "staging"), 0)
+    owned = 0
     lifetimes: dict[str, int] = defaultdict(int)
     rows = config.batch.micro_batch * config.data.sequence_length
+    extents: list[Extent] = []
+    zero = 0
     for stage in plan.stages_of(pp_rank, tp_rank):
         layout = native().Layout(shape, stage.first_op, stage.last_op, stage.tp_rank, stage.tp_size)
+        extents.append((layout, segments_of(shape, layout, stage.first_op, stage.last_op), stage.shards))
+        zero = stage.zero
         shard = sum(layout.shard_elements(bucket, stage.shards) for bucket in range(len(layout.buckets)))
-        kinds["weights"] += shard * stage.shards * ITEM_BYTES[policy.weights]
-        kinds["gradients"] += shard * stage.shards * ITEM_BYTES[policy.gradients]
+        kinds["weights"] += shard * (stage.shards if zero < 3 else 1) * ITEM_BYTES[policy.weights]
+        kinds["gradients"] += shard * (stage.shards if zero < 2 else 1) * ITEM_BYTES[policy.gradients]
+        if policy.gradient_reduction != policy.gradients and config.parallel.dp > 1:
+            size = ITEM_BYTES[policy.gradient_reduction]
+            kinds["staging"] += WIRE_BUFFERS * wire_elements(layout, stage.shards) * size
         kinds["master"] += 0 if policy.master == policy.weights else shard * ITEM_BYTES[policy.master]
+        owned += owned_bytes(layout, policy, stage.shards)
         kinds["optimizer"] += 2 * shard * ITEM_BYTES["fp32"]
-        kinds["staging"] += stage.gradient_buffers * rows * config.model.hidden * ITEM_BYTES[policy.activations]
+        first, last = native().balanced(rows, stage.tp_rank, stage.tp_size) if stage.sequence_parallel else (0, rows)
+        stream = (last - first) * config.model.hidden * ITEM_BYTES[policy.activations]
+        kinds["staging"] += stage.gradient_buffers * stream
         arena, table = native().plan_arena(
             shape,
             policy,
@@ -76,10 +93,16 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
             tp_size=stage.tp_size,
             slots=stage.slots,
             defer_weight=stage.defer_weight,
+            sequence_parallel=stage.sequence_parallel,
         )
         kinds["activations"] += arena
         for row in table:
             lifetimes[row["lifetime"]] += row["bytes"] * row["copies"]
+    if zero >= 2:
+        kinds["gradients"] += sum(gradient_buffers(extents)) * ITEM_BYTES[policy.gradients]
+    if zero == 3:
+        kinds["weights"] += sum(weight_buffers(extents)) * ITEM_BYTES[policy.weights]
+    kinds["snapshot"] = snapshot_bytes(config.checkpoint, owned)
     return RankMemory(pp_rank, tp_rank, kinds, dict(lifetimes))
 
 

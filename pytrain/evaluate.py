@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pytrain.collectives import Group
 from pytrain.data.loader import HeldOut
-from pytrain.feeding import replica_batches
+from pytrain.errors import UserError
+from pytrain.feeding import open_data, replica_batches
 from pytrain.metrics import Evaluation
 from pytrain.rank import EVALUATION_BATCHES, RankModel
+from pytrain.training_state import stage_pieces
+
+if TYPE_CHECKING:
+    from pytrain.checkpoint import Checkpoint
+    from pytrain.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,89 @@ def evaluate(model: RankModel, note: HeldOutNote, corpus: HeldOut | None, batche
     if note.utf8_bytes and count:
         bits_per_byte = loss_sum / math.log(2) / (note.utf8_bytes * count / note.predicted_tokens)
     return Evaluation(loss, perplexity(loss), bits_per_byte)
+
+
+def evaluate_checkpoint(
+    path: str | Path,
+    world: Group | None = None,
+    corpora: Sequence[str] = (),
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    batches: int = 0,
+) -> dict[str, Evaluation]:
+    """A finished checkpoint on held-out corpora, by name, on any grid; all ranks call this together.
+
+    Weights and activations take memory, gradients and optimizer do not. Each rank reads its own bytes of the
+    checkpoint, and only stages that need tokens open the corpora.
+
+    Args:
+        path: a checkpoint, or a run folder (its newest).
+        world: the ranks; what tp * pp leaves of them are replicas.
+        corpora: prefixes of held-out corpora; by default the run's own.
+        tp: slices of each stage.
+        pp: stages.
+        batches: micro-batches per corpus at most; 0 for all.
+
+    Raises:
+        UserError: no whole checkpoint or corpus there, or a grid that ranks or model cannot be cut into.
+    """
+    world = world or Group()
+    checkpoint, config = world.on_root(lambda: _opened(path, world.size, corpora, tp, pp))
+    model = RankModel(config, world, training=False)
+    for stage in model.stages.values():
+        checkpoint.read_into(stage_pieces(stage))
+    sha256, readers = checkpoint.state.get("tokenizer_sha256"), model.groups.readers
+    heldout = open_data(model.groups, lambda: open_heldout(config, sha256, readers))
+    notes = model.groups.world.broadcast([HeldOutNote.of(corpus) for corpus in heldout or ()])
+    return {
+        note.name: evaluate(model, note, None if heldout is None else heldout[index], batches)
+        for index, note in enumerate(notes)
+    }
+
+
+def open_heldout(config: RunConfig, tokenizer_sha256: str | None, readers: Group) -> list[HeldOut]:
+    """The held-out corpora of a run, opened by all `readers` together.
+
+    Raises:
+        UserError: one cannot be read, or was made with another tokenizer.
+    """
+    data = config.data
+    return [
+        HeldOut(
+            corpus.prefix,
+            data.sequence_length,
+            config.model.vocabulary,
+            data.document_boundaries,
+            name=corpus.name,
+            tokenizer_sha256=tokenizer_sha256,
+            on_root=readers.on_root,
+        )
+        for corpus in data.heldout
+    ]
+
+
+def _opened(path: str | Path, ranks: int, corpora: Sequence[str], tp: int, pp: int) -> tuple[Checkpoint, RunConfig]:
+    """A checkpoint, and its run's configuration on another grid."""
+    import tomllib
+
+    from pytrain.checkpoint import Checkpoint
+    from pytrain.config import build
+
+    if ranks % (tp * pp):
+        raise UserError(f"{ranks} ranks are no multiple of tp * pp = {tp} * {pp}; start as many, or change one")
+    checkpoint = Checkpoint.open(path)
+    tables = tomllib.loads(checkpoint.config_text)
+    dp = ranks // (tp * pp)
+    tables["parallel"] = {"dp": dp, "pp": pp, "tp": tp}
+    tables["batch"]["global_batch"] = tables["batch"]["micro_batch"] * dp
+    tables["recompute"], tables["sample"], tables["evaluation"] = {}, {}, {}
+    if corpora:
+        tables["data"]["heldout"] = list(corpora)
+    config = build(tables, str(checkpoint.folder / "config.toml"))
+    if not config.data.heldout:
+        raise UserError(f"{checkpoint.folder} was trained without data.heldout; name a corpus to evaluate on")
+    return checkpoint, config
 
 
 def perplexity(loss: float) -> float:

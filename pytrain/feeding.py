@@ -1,12 +1,13 @@
-"""Which samples a replica takes, and how stages that open no data learn where documents begin."""
+"""Who opens the data, which samples a replica takes, and how other stages learn where documents begin."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from pytrain.collectives import SharedError
 from pytrain.data.loader import Batch
 
 if TYPE_CHECKING:
@@ -14,6 +15,30 @@ if TYPE_CHECKING:
 
 Source = Callable[[int, int], Batch]
 """(first sample or window, count) -> batch."""
+
+
+T = TypeVar("T")
+
+
+def open_data(groups: Groups, call: Callable[[], T]) -> T | None:
+    """What `call` opens on the ranks that need tokens; None on the others. All ranks call this together.
+
+    Raises:
+        SharedError: on all ranks, what the readers refused together.
+    """
+    opened, refusal = None, None
+    if groups.grid.needs_tokens:
+        try:
+            opened = call()
+        except SharedError as error:
+            refusal = error
+
+    def refuse() -> None:
+        if refusal is not None:
+            raise refusal
+
+    groups.world.on_root(refuse)  # its rank 0 is a reader
+    return opened
 
 
 def replica_batches(

@@ -1,4 +1,8 @@
-"""Text from a trained model, a token at a time, with a cache of keys and values."""
+"""Text from a trained model, a token at a time, with a cache of keys and values.
+
+With tensor parallelism each rank holds its slice of the weights and its heads of the cache, and a pass stops at the
+cuts of training (`pytrain.slices`): row-parallel products are summed, vocabulary slices of the logits gathered.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pytrain.collectives import Group
 from pytrain.errors import UserError
 from pytrain.native import native
-from pytrain.stage import Stage, native_shape
+from pytrain.slices import LEAVES_PARTIAL
+from pytrain.stage import Stage, half_of, native_shape
 
 if TYPE_CHECKING:
     from pytrain import _native
+    from pytrain.checkpoint import Checkpoint
     from pytrain.config import ModelConfig
     from pytrain.data.tokenizer import Tokenizer
 
@@ -28,9 +35,10 @@ class Generator:
         device: where the weights are.
         model: shape of the model.
         policy: storage types of weights and activations.
-        weights: one buffer per bucket of the whole model.
+        weights: one buffer per bucket of the whole model, or of this rank's slice of it.
         capacity: most tokens of prompt and continuation together; with learned positions at most
             model.context.
+        group: ranks that hold a slice each; all of them make the same calls with the same arguments.
     """
 
     def __init__(
@@ -40,12 +48,25 @@ class Generator:
         policy: _native.Policy,
         weights: Sequence[_native.Buffer],
         capacity: int,
+        group: Group | None = None,
     ) -> None:
         self.vocabulary = model.vocabulary
+        self.group = group or Group()
+        self._half = half_of(policy)
         self._weights = tuple(weights)  # the decoder points at them
+        shape = native_shape(model)
         self._decoder: _native.Decoder = native().Decoder(
-            device, native_shape(model), policy, capacity=capacity, chunk=min(CHUNK, capacity)
+            device,
+            shape,
+            policy,
+            capacity=capacity,
+            chunk=min(CHUNK, capacity),
+            tp_rank=self.group.rank,
+            tp_size=self.group.size,
         )
+        self._cuts = _cuts(shape, self._decoder.op_count) if self.group.size > 1 else []
+        ranks = self.group.size
+        self._slices = [native().balanced(model.vocabulary, rank, ranks) for rank in range(ranks)]
         for index, buffer in enumerate(self._weights):
             self._decoder.bind_weights(index, buffer.address)
 
@@ -58,22 +79,43 @@ class Generator:
         """Feed further tokens; logits (len(tokens), vocabulary) of the token that follows each."""
         rows = []
         for first in range(0, len(tokens), self._decoder.chunk):
-            part = np.asarray([tokens[first : first + self._decoder.chunk]], np.int32)
-            self._decoder.feed(part)
-            self._decoder.forward(0, self._decoder.op_count)
-            rows.append(self._decoder.logits().copy())
+            self._pass(tokens[first : first + self._decoder.chunk])
+            rows.append(self._whole(self._decoder.logits()))
             self._decoder.finish()
         return np.concatenate(rows)
 
     def _last_logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """As `logits`, of the last token alone: only its chunk goes through the head."""
+        """As `logits`, (vocabulary,) of the last token alone: only its chunk goes through the head."""
         last = (len(tokens) - 1) // self._decoder.chunk * self._decoder.chunk
         for first in range(0, last, self._decoder.chunk):
-            self._decoder.feed(np.asarray([tokens[first : first + self._decoder.chunk]], np.int32))
-            self._decoder.forward(0, self._decoder.op_count)
+            self._pass(tokens[first : first + self._decoder.chunk])
             self._decoder.finish()
-        row: NDArray[np.float32] = self.logits(tokens[last:])[-1]
+        self._pass(tokens[last:])
+        row: NDArray[np.float32] = self._whole(self._decoder.logits()[-1:])[0]
+        self._decoder.finish()
         return row
+
+    def _pass(self, tokens: Sequence[int]) -> None:
+        """All ops but the head over one chunk."""
+        decoder = self._decoder
+        decoder.feed(np.asarray([tokens], np.int32))
+        begin = 0
+        for end in self._cuts:
+            decoder.forward(begin, end)
+            self.group.all_reduce(decoder.partial, self._half)
+            begin = end
+        decoder.forward(begin, decoder.op_count)
+
+    def _whole(self, part: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(rows, vocabulary) from this rank's (rows, slice), on all ranks."""
+        if self.group.size == 1:
+            return part.copy()
+        rows = len(part)
+        edges = [0, *(rows * end for _, end in self._slices)]
+        gathered = np.empty(edges[-1], np.float32)
+        gathered[edges[self.group.rank] : edges[self.group.rank + 1]] = part.reshape(-1)
+        self.group.all_gather(gathered, edges)
+        return np.concatenate([piece.reshape(rows, -1) for piece in np.split(gathered, edges[1:-1])], axis=1)
 
     def forget(self) -> None:
         """Start a new sequence."""
@@ -91,7 +133,7 @@ class Generator:
         stop: int | None = None,
         vocabulary: int | None = None,
     ) -> Iterator[int]:
-        """Up to `tokens` tokens that follow `prompt`, one at a time, ending after `stop`.
+        """Up to `tokens` tokens that follow `prompt`, one at a time, ending after `stop`; the same on all ranks.
 
         Args:
             prompt: at least one token.
@@ -106,20 +148,20 @@ class Generator:
         Raises:
             UserError: the prompt is empty, or leaves no room to continue.
         """
-        if not prompt:
-            raise UserError("the prompt is empty: give at least one token to continue")
-        if len(prompt) >= self.capacity:
-            raise UserError(
-                f"the prompt has {len(prompt)} tokens, and the model continues at most {self.capacity - 1}"
-            )
+        check_prompt(prompt, self.capacity)
         random = np.random.Generator(np.random.Philox(seed))
         room = min(tokens, self.capacity - len(prompt))
 
         def continuation() -> Iterator[int]:
             self.forget()
             logits = self._last_logits(prompt)
+            chosen = np.zeros(1, np.int32)
             for left in range(room, 0, -1):
-                token = choose(logits[:vocabulary], temperature, top_k, top_p, random)
+                # Member 0 chooses for all: exp() of another processor might round to another token.
+                if self.group.rank == 0:
+                    chosen[0] = choose(logits[:vocabulary], temperature, top_k, top_p, random)
+                self.group.broadcast_array(chosen)
+                token = int(chosen[0])
                 yield token
                 if token == stop or left == 1:
                     return
@@ -128,36 +170,57 @@ class Generator:
         return continuation()  # the prompt was checked when asked, not when the first token is taken
 
 
+def check_prompt(prompt: Sequence[int], capacity: int) -> None:
+    """Refuse a prompt that a cache of `capacity` tokens cannot continue.
+
+    Raises:
+        UserError: it is empty, or leaves no room.
+    """
+    if not prompt:
+        raise UserError("the prompt is empty: give at least one token to continue")
+    if len(prompt) >= capacity:
+        raise UserError(f"the prompt has {len(prompt)} tokens, and the model continues at most {capacity - 1}")
+
+
+def _cuts(shape: _native.Shape, ops: int) -> list[int]:
+    """Where a pass over the first `ops` ops stops for a sum over the tensor-parallel group."""
+    return [op + 1 for op in range(ops) if shape.op_name(op).split()[-1] in LEAVES_PARTIAL]
+
+
 class LoadedModel:
     """The weights of a checkpoint in memory, without optimizer or gradients.
 
     Args:
-        path: a checkpoint, or a run folder (its newest).
+        path: a checkpoint, or a run folder (its newest); only member 0 of the group reads its manifest.
+        group: ranks that hold a slice of the model each, and read that slice alone.
 
     Raises:
         UserError: there is no whole checkpoint, or its bytes are damaged.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        import tomllib
+    def __init__(self, path: str | Path, group: Group | None = None) -> None:
+        from pytrain.checkpoint import TensorPiece
 
-        from pytrain.checkpoint import Checkpoint, TensorPiece
-        from pytrain.config import build_model
-
-        self.checkpoint = Checkpoint.open(path)
-        table = tomllib.loads(self.checkpoint.config_text)
-        self.model = build_model(table["model"], str(self.checkpoint.folder / "config.toml"))
-        dtype = table.get("precision", {}).get("dtype", "fp32")
+        self.group = group or Group()
+        self.checkpoint, self.model, dtype = self.group.on_root(lambda: _described(path))
+        self._tokenizer: Tokenizer | None = None
         self.device: _native.CpuDevice = native().CpuDevice()
         self.policy: _native.Policy = native().Policy(weights=dtype, activations=dtype)
         shape = native_shape(self.model)
-        self.layout: _native.Layout = native().Layout(shape, 0, shape.op_count)
+        self.layout: _native.Layout = native().Layout(shape, 0, shape.op_count, self.group.rank, self.group.size)
         self.weights: list[_native.Buffer] = [
             native().Buffer(self.device, bucket.elements, dtype, "weights") for bucket in self.layout.buckets
         ]
         self.checkpoint.read_into(
             [
-                TensorPiece("", spec.name, dtype, spec.shape, 0, Stage.slice_of(self.weights[spec.bucket], spec))
+                TensorPiece(
+                    "",
+                    spec.name,
+                    dtype,
+                    spec.shape,
+                    spec.first_element,
+                    Stage.slice_of(self.weights[spec.bucket], spec),
+                )
                 for spec in self.layout.tensors
             ],
             convert_dtype=True,
@@ -166,16 +229,32 @@ class LoadedModel:
     def generator(self, capacity: int) -> Generator:
         """A generator over these weights for `capacity` tokens, but not for more than model.context."""
         capacity = min(capacity, self.model.context)
-        return Generator(self.device, self.model, self.policy, self.weights, capacity)
+        return Generator(self.device, self.model, self.policy, self.weights, capacity, self.group)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that was copied into the checkpoint."""
         from pytrain.data.tokenizer import load_tokenizer
 
+        if self._tokenizer is not None:
+            return self._tokenizer
         for name, path in self.checkpoint.extra_files().items():
             if name in ("tokenizer.model", "tokenizer.json"):
-                return load_tokenizer(path)
+                self._tokenizer = load_tokenizer(path)
+                return self._tokenizer
         raise UserError(f"{self.checkpoint.folder} holds no tokenizer, so it cannot read a prompt")
+
+
+def _described(path: str | Path) -> tuple[Checkpoint, ModelConfig, str]:
+    """A checkpoint, its model and the type that it is stored in."""
+    import tomllib
+
+    from pytrain.checkpoint import Checkpoint
+    from pytrain.config import build_model
+
+    checkpoint = Checkpoint.open(path)
+    table = tomllib.loads(checkpoint.config_text)
+    model = build_model(table["model"], str(checkpoint.folder / "config.toml"))
+    return checkpoint, model, table.get("precision", {}).get("dtype", "fp32")
 
 
 def choose(
@@ -206,17 +285,32 @@ def generate_text(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 1234,
+    group: Group | None = None,
 ) -> Iterator[str]:
     """Pieces of text that continue `prompt`, as the model of a run folder or checkpoint writes them.
+
+    Args:
+        path: a checkpoint, or a run folder (its newest).
+        prompt: what to continue; that of rank 0 counts.
+        tokens, temperature, top_k, top_p, seed: see `Generator.continue_tokens`.
+        group: ranks that hold a slice of the model each. All of them call this and take every piece; pieces are
+            text on rank 0 and empty on the others.
 
     Raises:
         UserError: no whole checkpoint there, no tokenizer in it, or a prompt longer than the model's context.
     """
     from pytrain.data.tokenizer import StreamDecoder
 
-    loaded = LoadedModel(path)
-    tokenizer = loaded.tokenizer()
-    ids = tokenizer.encode(prompt) or [tokenizer.eod_id]
+    loaded = LoadedModel(path, group)
+    group = loaded.group
+
+    def read() -> tuple[list[int], int, int]:
+        tokenizer = loaded.tokenizer()
+        ids = tokenizer.encode(prompt) or [tokenizer.eod_id]
+        check_prompt(ids, min(len(ids) + tokens, loaded.model.context))
+        return ids, tokenizer.eod_id, tokenizer.vocabulary_size
+
+    ids, stop, vocabulary = group.on_root(read)
     continuation = loaded.generator(len(ids) + tokens).continue_tokens(
         ids,
         tokens=tokens,
@@ -224,14 +318,16 @@ def generate_text(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
-        stop=tokenizer.eod_id,
-        vocabulary=tokenizer.vocabulary_size,
+        stop=stop,
+        vocabulary=vocabulary,
     )
+    if group.rank:
+        return ("" for _ in continuation)
 
     def pieces() -> Iterator[str]:
-        decoder = StreamDecoder(tokenizer)
+        decoder = StreamDecoder(loaded.tokenizer())
         for token in continuation:
-            if token != tokenizer.eod_id and (piece := decoder.push(token)):
+            if token != stop and (piece := decoder.push(token)):
                 yield piece
         if rest := decoder.finish():
             yield rest

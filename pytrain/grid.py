@@ -1,5 +1,6 @@
 """Where a rank stands: its data-parallel, pipeline and tensor-parallel coordinates, tp fastest."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,11 @@ class Grid:
         return self.rank // (self.tp * self.pp)
 
     @property
+    def needs_tokens(self) -> bool:
+        """Whether this rank embeds tokens or takes the loss."""
+        return self.pp_rank in (0, self.pp - 1)
+
+    @property
     def label(self) -> str:
         """For log lines that come from one rank."""
         return f"dp{self.dp_rank}/{self.dp} pp{self.pp_rank}/{self.pp} tp{self.tp_rank}/{self.tp}"
@@ -72,18 +78,48 @@ class Grid:
         return list(range(first, first + length * stride, stride))
 
 
-def stage_ops(layers: int, stage: int, stages: int) -> tuple[int, int]:
-    """[first, last) ops of a pipeline stage: layers cut evenly, embedding and head at the ends.
+def stage_layers(layers: int, pp: int, chunks: int = 1, head: float = 0.0) -> tuple[int, ...]:
+    """Layers of each pipeline stage: as even as whole layers allow, head and loss counted as layers too.
+
+    The slowest rank sets the pace of a pipeline, so the ranks are balanced first (the last of them has the head), and
+    then the stages of each rank. Every stage has a layer.
+
+    Args:
+        layers: of the model.
+        pp: ranks of the pipeline.
+        chunks: stages of each rank; rank r has stages r, r + pp, ...
+        head: work of the head, in layers.
 
     Raises:
         UserError: fewer layers than stages.
     """
-    if layers < stages:
+    if layers < pp * chunks:
         raise UserError(
-            f"parallel.pp times parallel.chunks is {stages}, more than model.layers ({layers}); lower them"
+            f"parallel.pp times parallel.chunks is {pp * chunks}, more than model.layers ({layers}); lower them"
         )
-    first, last = (layers * (stage + edge) // stages for edge in (0, 1))
-    return 0 if stage == 0 else 1 + 4 * first, 4 * layers + 4 if stage == stages - 1 else 1 + 4 * last
+    ranks = _shares(layers, pp, head, least=chunks)
+    of_rank = [_shares(count, chunks, head if rank == pp - 1 else 0.0) for rank, count in enumerate(ranks)]
+    return tuple(of_rank[stage % pp][stage // pp] for stage in range(pp * chunks))
+
+
+def _shares(count: int, parts: int, extra: float, least: int = 1) -> list[int]:
+    """`count` in `parts` of at least `least`, so that the largest, the last with `extra`, is as small as can be."""
+    if parts == 1:
+        return [count]
+    others = parts - 1
+    last = min(
+        range(least, count - least * others + 1),
+        key=lambda last: (max(-(-(count - last) // others), last + extra), -last),
+    )
+    rest = count - last
+    return [*(rest * (part + 1) // others - rest * part // others for part in range(others)), last]
+
+
+def stage_ops(counts: Sequence[int], stage: int) -> tuple[int, int]:
+    """[first, last) ops of a pipeline stage, from the layers of each: embedding and head are at the ends."""
+    first = sum(counts[:stage])
+    last = first + counts[stage]
+    return 0 if stage == 0 else 1 + 4 * first, 1 + 4 * last + (3 if stage == len(counts) - 1 else 0)
 
 
 AXES = ("dp", "pp", "tp")

@@ -27,8 +27,8 @@ NOT_INSTALLED = "not installed"
 UNKNOWN = "unknown"
 
 
-def report() -> str:
-    """The block: one `name: value` per line."""
+def report(more: Mapping[str, str] | None = None) -> str:
+    """The block: one `name: value` per line, and `more` of them at the end."""
     facts = {
         "pytrain": f"{version()}, commit {commit()}",
         "Python": f"{platform.python_version()} ({sys.implementation.name})",
@@ -45,6 +45,7 @@ def report() -> str:
         **native_facts(),
         "libraries": ", ".join(f"{name} {number}" for name, number in library_versions().items()),
         "MPI": mpi_library(),
+        **(more or {}),
     }
     width = max(map(len, facts)) + 1
     return "\n".join(f"{name + ':':{width}} {value}" for name, value in facts.items())

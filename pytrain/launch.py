@@ -176,6 +176,7 @@ def settings_of(config: RunConfig) -> Settings:
         own=asked.own,
         check=asked.check,
         progress=asked.progress,
+        overlap=asked.overlap,
         watchdog_seconds=asked.watchdog_seconds,
         table=Table() if asked.table is None else read_table(Path(asked.table)),
     )

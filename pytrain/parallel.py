@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pytrain.collectives import Group
@@ -29,6 +29,8 @@ class Groups:
     """Slices that hold the same KV head."""
     tied: Group = field(default_factory=Group)
     """First and last stage, which both hold a tied embedding; alone on the others."""
+    readers: Group = field(default_factory=Group)
+    """All ranks of first and last stages, which open the data; alone on the others."""
 
 
 def build_groups(grid: Grid, world: Group, shape: _native.Shape, tied_head: bool) -> Groups:
@@ -36,6 +38,7 @@ def build_groups(grid: Grid, world: Group, shape: _native.Shape, tied_head: bool
     if world.size == 1:
         return Groups(grid)
     tp_ranks = grid.tp_group()
+    readers = [rank for rank in range(world.size) if replace(grid, rank=rank).needs_tokens]
     first, last = native().head_range(shape, grid.tp_rank, grid.tp)[2]
     return Groups(
         grid,
@@ -45,4 +48,5 @@ def build_groups(grid: Grid, world: Group, shape: _native.Shape, tied_head: bool
         dp=world.subgroup("dp", grid.dp_group()),
         sharing=world.subgroup("kv", tp_ranks[first:last]),
         tied=world.subgroup("tied", grid.embedding_group() if tied_head else [grid.rank]),
+        readers=world.subgroup("readers", readers if grid.needs_tokens else [grid.rank]),
     )

@@ -3,121 +3,117 @@
 With one tensor-parallel rank a pass is a single native call. With more, a pass stops where a row-parallel product has
 left this rank's part (`partial`), where the gradient of a norm's output is one rank's part (`dnorm`), and where the
 loss needs the statistics of every vocabulary slice. The sum of `dnorm` travels while the weight gradient is computed.
+
+What this costs on the wire, per micro-batch and stage, in arrays of (rows, hidden) activations that all tp ranks send
+(tp - 1)/tp of: a reduce-scatter or an all-gather is one such array, an all-reduce by the best algorithms two.
+
+                        all-reduce                     sequence parallelism
+    forward, a layer    2 (attention, mlp)    = 4      2 reduce-scatters, 2 gathers of norm outputs    = 4
+    backward, a layer   2                     = 4      2 gathers of the stream's gradient,
+                                                       2 reduce-scatters                               = 4
+                                                       2 norm outputs gathered again                   + 2
+    embedding           1 forward             = 2      1 reduce-scatter, 1 gather in backward          = 2
+    head                1 backward            = 2      1 gather, 1 reduce-scatter in backward          = 2
+                                                       1 norm output gathered again, unless this
+                                                       micro-batch's backward follows its forward      (+ 1)
+    full recompute      1 a layer more        = 2      1 reduce-scatter, 1 gather: of the 2 norm
+                                                       outputs only attention's is gathered yet again  = 2
+    late weight         0                              2 gathers of the stream's gradient a layer,
+    gradients                                          which is kept in parts until then               + 2
+
+So sequence parallelism sends 8 L + 4 arrays as the all-reduce does, and 2 L (+ 1) beside them, or 4 L where weight
+gradients come late: that is the price of keeping norm outputs on no rank (Megatron-LM's, arXiv 2205.05198). Once a
+step the gradients of replicated tensors are summed over the ranks (`pytrain.partial_gradients`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
+
+from pytrain.slices import WholeRows, sliced_ops
 
 if TYPE_CHECKING:
     from pytrain.collectives import Group
-    from pytrain.stage import Stage
+    from pytrain.residency import Loans
+    from pytrain.stage import Segment, Stage
 
 BucketReady = Callable[[int], None]
 """Called with the index of a bucket once all of its gradients of this micro-batch are there."""
 
-LEAVES_PARTIAL = frozenset(("embed", "attention", "mlp"))
-LEAVES_DNORM = frozenset(("attention", "mlp", "head"))
-
 
 class Passes:
-    """Runs a stage's passes; `group` is its tensor-parallel group."""
+    """Runs a stage's passes.
 
-    def __init__(self, stage: Stage, group: Group) -> None:
+    Args:
+        stage: whose.
+        group: its tensor-parallel ranks.
+        loans: where weights or gradients come from that are not whole at all times; None if all are.
+    """
+
+    def __init__(self, stage: Stage, group: Group, loans: Loans | None = None) -> None:
         self.stage = stage
         self.group = group
-        self._kinds = {op: stage.shape.op_name(op).split()[-1] for op in range(stage.first_op, stage.last_op)}
-        self._half = stage.half
+        self.loans = loans
+        self._sliced: WholeRows | None = sliced_ops(stage, group) if group.size > 1 else None
 
     def forward(self, slot: int, pass_: str) -> None:
         """All ops of the stage; `pass_` is "train" or "evaluate"."""
         stage = self.stage
-        if self.group.size == 1:
+        if self.loans is not None:
+            self._forward_on_loan(slot, pass_, self.loans)
+        elif self._sliced is not None:
+            self._sliced.forward(slot, stage.first_op, stage.last_op, pass_)
+            stage.native.finish_forward(slot)
+        else:
             stage.forward(slot, pass_)
-            return
-        begin = stage.first_op
-        for op, kind in self._kinds.items():
-            if kind in LEAVES_PARTIAL:
-                stage.native.forward(slot, begin, op + 1, pass_)
-                self.group.all_reduce(stage.native.partial, self._half)
-            elif kind == "head":
-                stage.native.forward(slot, begin, op + 1, pass_)
-                self.group.all_gather(stage.native.statistics(slot))
-            else:
-                continue
-            begin = op + 1
-        stage.native.forward(slot, begin, stage.last_op, pass_)
-        stage.native.finish_forward(slot)
+
+    def _forward_on_loan(self, slot: int, pass_: str, loans: Loans) -> None:
+        """A segment at a time, since no more of the weights is there."""
+        stage = self.stage
+        for segment, following in zip(stage.segments, (*stage.segments[1:], None), strict=True):
+            # With one slice the head takes its gradients while it has the logits, that is in the forward pass.
+            fills = pass_ == "train" and self._sliced is None and segment.last_op == stage.shape.op_count
+            with loans.segment(segment, following, fills):
+                if self._sliced is not None:
+                    self._sliced.forward(slot, segment.first_op, segment.last_op, pass_)
+                    stage.native.finish_segment(slot, segment.last_op)
+                    continue
+                for op in range(segment.first_op, segment.last_op):
+                    stage.native.forward(slot, op, op + 1, pass_)
+                    loans.poll()
 
     def backward(self, slot: int, bucket_ready: BucketReady | None = None) -> None:
         """All ops in reverse, each weight gradient straight after its input gradient."""
-        stage = self.stage
-        if self.group.size == 1 and bucket_ready is None:
+        stage, loans = self.stage, self.loans
+        if self._sliced is None and bucket_ready is None and loans is None:
             stage.backward(slot)
             return
-        for bucket, begin, end in reversed(self._bucket_ranges()):
-            if self.group.size == 1:
-                stage.native.backward(slot, begin, end)
-            else:
-                self._backward_with_cuts(slot, begin, end)
+        segments = stage.segments
+        for segment, following in zip(reversed(segments), (*reversed(segments[:-1]), None), strict=True):
+            with nullcontext() if loans is None else loans.segment(segment, following, fills=True):
+                self._backward_ops(slot, segment)
             if bucket_ready is not None:
-                bucket_ready(bucket)
+                bucket_ready(segment.bucket)
+
+    def _backward_ops(self, slot: int, segment: Segment) -> None:
+        native = self._sliced or self.stage.native
+        if self.loans is None or self._sliced is not None:
+            native.backward(slot, segment.first_op, segment.last_op)
+            return
+        for op in reversed(range(segment.first_op, segment.last_op)):
+            native.backward(slot, op, op + 1)
+            self.loans.poll()
 
     def backward_input(self, slot: int) -> None:
         """Input gradients of all ops in reverse; `backward_weight` has to follow some time."""
         stage = self.stage
-        if self.group.size == 1:
-            stage.native.backward_input(slot, stage.first_op, stage.last_op)
-            return
-        for op in reversed(self._kinds):
-            stage.native.backward_input(slot, op, op + 1)
-            if self._kinds[op] in LEAVES_DNORM:
-                self.group.all_reduce(stage.native.dnorm, self._half)
+        (self._sliced or stage.native).backward_input(slot, stage.first_op, stage.last_op)
 
     def backward_weight(self, slot: int, bucket_ready: BucketReady | None = None) -> None:
-        """Weight gradients of all ops in reverse. Nothing of it crosses ranks."""
-        for bucket, begin, end in reversed(self._bucket_ranges()):
-            self.stage.native.backward_weight(slot, begin, end)
+        """Weight gradients of all ops in reverse."""
+        for segment in reversed(self.stage.segments):
+            (self._sliced or self.stage.native).backward_weight(slot, segment.first_op, segment.last_op)
             if bucket_ready is not None:
-                bucket_ready(bucket)
-
-    def _backward_with_cuts(self, slot: int, begin: int, end: int) -> None:
-        stage = self.stage
-        for op in reversed(range(begin, end)):
-            kind = self._kinds[op]
-            if kind == "mlp":
-                self._recompute_layer(slot, op)
-            stage.native.backward_input(slot, op, op + 1)
-            if kind not in LEAVES_DNORM:
-                stage.native.backward_weight(slot, op, op + 1)
-                continue
-            summing = self.group.start_all_reduce(stage.native.dnorm, self._half)
-            stage.native.backward_weight(slot, op, op + 1)
-            summing.wait()
-
-    def _recompute_layer(self, slot: int, mlp: int) -> None:
-        """The forward of a layer again, with its cut, where the policy keeps only the layer's input."""
-        stage = self.stage
-        if stage.recompute != "full":
-            return
-        begin = max(mlp - 3, stage.first_op)
-        for op in range(begin, mlp + 1):
-            stage.native.recompute(slot, op, op + 1)
-            if self._kinds[op] == "attention":
-                self.group.all_reduce(stage.native.partial, self._half)
-
-    def _bucket_ranges(self) -> list[tuple[int, int, int]]:
-        """(bucket, first op, past its last op) in the order of the ops."""
-        layers = self.stage.model.layers
-        ranges: list[tuple[int, int, int]] = []
-        before: int | None = None
-        for op in self._kinds:
-            owner = -1 if op == 0 else min((op - 1) // 4, layers)
-            if owner == before:
-                bucket, begin, _ = ranges.pop()
-                ranges.append((bucket, begin, op + 1))
-            else:
-                ranges.append((len(ranges), op, op + 1))
-            before = owner
-        return ranges
+                bucket_ready(segment.bucket)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from pytrain.engine import Engine
 from pytrain.errors import UserError
-from pytrain.grid import Grid, rank_map, read_rank_map, stage_ops
+from pytrain.flops import forward_flops
+from pytrain.grid import Grid, rank_map, read_rank_map, stage_layers, stage_ops
 from pytrain.native import native
 from pytrain.optimizer import AdamW
 from pytrain.parallel import build_groups
@@ -35,12 +36,17 @@ class StagePlan:
     tp_size: int
     slots: int
     """Micro-batches in flight."""
+    evaluation_slots: int
+    """The same where the programs of evaluation alone run."""
     gradient_buffers: int
     """Buffers for gradients that cross to other stages."""
     recompute: str
     shards: int
     """Parts that each bucket is cut in by ZeRO."""
+    zero: int
+    """What lies as shards: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
     defer_weight: bool
+    sequence_parallel: bool
 
 
 class Plan:
@@ -54,6 +60,10 @@ class Plan:
         self.config = config
         parallel = config.parallel
         self._chunks = parallel.chunks if parallel.schedule == "interleaved" and parallel.pp > 1 else 1
+        flops, layers = forward_flops(config.model, config.data.sequence_length), config.model.layers
+        self.stage_layers = parallel.stage_layers or stage_layers(
+            layers, parallel.pp, self._chunks, flops.head * layers / flops.layers
+        )
         programs = programs_of(parallel.schedule, parallel.pp, config.micro_batches, self._chunks)
         self.training = lower(programs, tied=config.model.tied_head and parallel.pp > 1)
         self.evaluation = {
@@ -66,7 +76,8 @@ class Plan:
         config, parallel, stages = self.config, self.config.parallel, self.training.stages
         plans = []
         for number in range(pp_rank, stages, parallel.pp):
-            first_op, last_op = stage_ops(config.model.layers, number, stages)
+            first_op, last_op = stage_ops(self.stage_layers, number)
+            evaluation_slots = max(lowered.slots[number] for lowered in self.evaluation.values())
             plans.append(
                 StagePlan(
                     number,
@@ -74,11 +85,14 @@ class Plan:
                     last_op,
                     tp_rank,
                     parallel.tp,
-                    max(lowered.slots[number] for lowered in (self.training, *self.evaluation.values())),
+                    max(self.training.slots[number], evaluation_slots),
+                    evaluation_slots,
                     self.training.gradient_buffers[number],
                     config.recompute.of_stage(pp_rank),
                     parallel.dp if parallel.zero else 1,
+                    parallel.zero if parallel.dp > 1 else 0,  # one replica has nobody to share with
                     parallel.schedule == "zero-bubble" and parallel.pp > 1,
+                    parallel.sequence_parallel,
                 )
             )
         return plans
@@ -90,13 +104,14 @@ class RankModel:
     Args:
         config: the whole run.
         world: all ranks; there must be dp * pp * tp of them.
+        training: False leaves gradients, optimizer and kept activations out: the model only evaluates.
 
     Raises:
         UserError: another number of ranks, or a grid that the model cannot be cut into.
     """
 
-    def __init__(self, config: RunConfig, world: Group) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, world: Group, training: bool = True) -> None:
+        self.config, self.training = config, training
         parallel, model = config.parallel, config.model
         wanted = parallel.dp * parallel.pp * parallel.tp
         if world.size != wanted:
@@ -113,9 +128,15 @@ class RankModel:
         check(self.plan.training)
         plans = self.plan.stages_of(self.grid.pp_rank, self.grid.tp_rank)
         self.stages = {plan.number: self._stage(plan) for plan in plans}
-        self.optimizer = AdamW(list(self.stages.values()), config.optimizer, self.groups)
-        buffers = {plan.number: plan.gradient_buffers for plan in plans}
-        self.engine = Engine(self.stages, self.optimizer, self.groups, buffers)
+        self._optimizer = AdamW(list(self.stages.values()), config.optimizer, self.groups) if training else None
+        buffers = {plan.number: plan.gradient_buffers for plan in plans} if training else None
+        self.engine = Engine(self.stages, self._optimizer, self.groups, buffers)
+
+    @property
+    def optimizer(self) -> AdamW:
+        """Of all stages; a model that only evaluates has none."""
+        assert self._optimizer is not None, "this model was built for evaluation only"
+        return self._optimizer
 
     def _placed(self, world: Group) -> Group:
         """The world with its ranks numbered as the grid wants them."""
@@ -131,7 +152,7 @@ class RankModel:
     @property
     def needs_tokens(self) -> bool:
         """Whether this rank embeds tokens or takes the loss."""
-        return self.grid.pp_rank in (0, self.grid.pp - 1)
+        return self.grid.needs_tokens
 
     @property
     def training_program(self) -> Program:
@@ -155,7 +176,11 @@ class RankModel:
             last_op=plan.last_op,
             tp_rank=plan.tp_rank,
             tp_size=plan.tp_size,
-            slots=plan.slots,
+            slots=plan.slots if self.training else plan.evaluation_slots,
             shards=plan.shards,
-            defer_weight=plan.defer_weight,
+            training=self.training,
+            whole_weights=plan.zero < 3 or not self.training,
+            whole_gradients=plan.zero < 2,
+            defer_weight=plan.defer_weight and self.training,
+            sequence_parallel=plan.sequence_parallel,
         )

@@ -20,12 +20,15 @@ RUN_TOML, RECORD = "run.toml", "record.json"
 def run_record(
     config: "RunConfig",
     grid: "Grid",
-    hosts: list[str],
+    ranks: list[tuple[str, str]],
     tokenizer_sha256: str,
     loader: "Loader",
     heldout: "list[HeldOut]",
 ) -> dict[str, Any]:
-    """Version, machine, libraries, grid, seed and hashes of all that the result hangs on, as JSON values."""
+    """Version, machine, libraries, grid, seed and hashes of all that the result hangs on, as JSON values.
+
+    `ranks` has of each its host, and what moves its messages on.
+    """
     from pytrain import information
     from pytrain.native import native
 
@@ -38,7 +41,8 @@ def run_record(
         "native": native().information(),
         "python": platform.python_version(),
         "libraries": information.library_versions(),
-        "hosts": sorted(set(hosts)),
+        "hosts": sorted({host for host, _ in ranks}),
+        "progress": sorted({progress for _, progress in ranks}),
         "cpu": information.cpu_model(),
         "threads": os.environ.get("OMP_NUM_THREADS", "not set"),
         "grid": {"dp": grid.dp, "pp": grid.pp, "tp": grid.tp},

@@ -6,7 +6,8 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,34 @@ class Scalar(IntEnum):
     CLIP_FACTOR = 3
     FINITE = 4
     GRADIENT_SCALE = 5
+
+
+class Segment(NamedTuple):
+    """Consecutive ops of a stage whose parameters lie in one bucket."""
+
+    bucket: int
+    first_op: int
+    last_op: int
+    """The one after its last."""
+    reads: tuple[int, ...]
+    """Buckets whose weights they use: their own, then that of an embedding which the head is tied to."""
+
+
+def segments_of(shape: _native.Shape, layout: _native.Layout, first_op: int, last_op: int) -> tuple[Segment, ...]:
+    """The segments of ops [first_op, last_op), in the order of the ops."""
+    layers = (shape.op_count - 4) // 4
+    names = [*(f"layer_{layer:03d}" for layer in range(layers)), "head"]
+    numbers = {bucket.name: index for index, bucket in enumerate(layout.buckets)}
+    tied = layout.find("embed.tokens")
+    edges = sorted({first_op, *(op for op in range(1, last_op, 4) if first_op < op <= 4 * layers + 1), last_op})
+    segments = []
+    for begin, end in pairwise(edges):
+        name = "embed" if begin == 0 else names[min((begin - 1) // 4, layers)]
+        reads = [numbers[name]]
+        if name == "head" and layout.find("head.weight") < 0 and tied >= 0:
+            reads.append(layout.tensors[tied].bucket)
+        segments.append(Segment(numbers[name], begin, end, tuple(dict.fromkeys(reads))))
+    return tuple(segments)
 
 
 def native_shape(model: ModelConfig) -> _native.Shape:
@@ -116,8 +145,11 @@ class Stage:
         last_op: the one after its last; None for all that follow.
         tp_rank: which tensor-parallel slice.
         tp_size: how many slices there are.
+        sequence_parallel: whether slices hold their rows of the residual stream instead of all.
         slots: micro-batches that may be between forward and backward at once.
         shards: parts of equal size that each bucket is cut in; buffers are padded to a multiple of it.
+        whole_weights: False leaves it to the caller to bind weights before ops that need them.
+        whole_gradients: the same of gradients.
         training: False keeps no gradients and no activations, and only evaluates.
         defer_weight: keep what `backward_weight` needs until it is called.
 
@@ -138,8 +170,11 @@ class Stage:
         last_op: int | None = None,
         tp_rank: int = 0,
         tp_size: int = 1,
+        sequence_parallel: bool = False,
         slots: int = 1,
         shards: int = 1,
+        whole_weights: bool = True,
+        whole_gradients: bool = True,
         training: bool = True,
         defer_weight: bool = False,
     ) -> None:
@@ -151,7 +186,9 @@ class Stage:
         self.first_op = first_op
         self.last_op = self.shape.op_count if last_op is None else last_op
         self.tp_rank, self.tp_size = tp_rank, tp_size
+        self.sequence_parallel = sequence_parallel and tp_size > 1
         self.shards, self.recompute = shards, recompute
+        self.whole_weights, self.whole_gradients = whole_weights, whole_gradients
         self.native: _native.Stage = native().Stage(
             device,
             self.shape,
@@ -166,14 +203,18 @@ class Stage:
             slots=slots,
             training=training,
             defer_weight=defer_weight,
+            sequence_parallel=sequence_parallel,
         )
         self.layout: _native.Layout = self.native.layout
+        self.segments = segments_of(self.shape, self.layout, self.first_op, self.last_op)
         sizes = [self.layout.shard_elements(bucket, shards) * shards for bucket in range(len(self.layout.buckets))]
         self.weights: list[_native.Buffer] = [
-            native().Buffer(device, size, policy.weights, "weights") for size in sizes
+            native().Buffer(device, size, policy.weights, "weights") for size in sizes if whole_weights
         ]
         self.gradients: list[_native.Buffer] = [
-            native().Buffer(device, size, policy.gradients, "gradients") for size in sizes if training
+            native().Buffer(device, size, policy.gradients, "gradients")
+            for size in sizes
+            if training and whole_gradients
         ]
         for index, buffer in enumerate(self.weights):
             self.native.bind_weights(index, buffer.address)
@@ -186,7 +227,7 @@ class Stage:
         return self.native.scalars
 
     def parameters(self) -> Iterator[tuple[_native.TensorSpec, Array]]:
-        """Every tensor held here with its elements (spec.elements,), in the order of the table."""
+        """Every tensor held whole with its elements (spec.elements,), in the order of the table."""
         for spec in self.layout.tensors:
             yield spec, self.slice_of(self.weights[spec.bucket], spec)
 
@@ -201,19 +242,20 @@ class Stage:
         Raises:
             KeyError: no such tensor in this stage.
         """
-        spec = self._spec(name)
-        return self.slice_of(self.weights[spec.bucket], spec).reshape(spec.local_shape)
+        return self._whole(self.weights, "weights", name)
 
     def gradient(self, name: str) -> Array:
         """The accumulated gradient of a weight, in its local shape; KeyError as for `parameter`."""
-        spec = self._spec(name)
-        return self.slice_of(self.gradients[spec.bucket], spec).reshape(spec.local_shape)
+        return self._whole(self.gradients, "gradients", name)
 
-    def _spec(self, name: str) -> _native.TensorSpec:
+    def _whole(self, buffers: list[_native.Buffer], what: str, name: str) -> Array:
         index = self.layout.find(name)
         if index < 0:
             raise KeyError(f"this stage has no tensor {name}")
-        return self.layout.tensors[index]
+        if not buffers:
+            raise KeyError(f"this stage keeps no whole {what}, so not those of {name}")
+        spec = self.layout.tensors[index]
+        return self.slice_of(buffers[spec.bucket], spec).reshape(spec.local_shape)
 
     def initialise(self, seed: int) -> None:
         """Draw the initial weights; each element hangs on the seed, the tensor's name and its global index."""
@@ -231,11 +273,6 @@ class Stage:
             deviation /= math.sqrt(2 * self.model.layers)
         first = spec.first_element + begin
         self.device.fill_normal(target, seed, tensor_key(spec.name), first, deviation, self.half)
-
-    def zero_gradients(self) -> None:
-        """Before the first micro-batch of a step."""
-        for buffer in self.gradients:
-            self.device.fill(buffer.array, 0.0, self.half)
 
     def load_batch(self, slot: int, batch: Batch) -> None:
         """Copy a micro-batch into the stage's own memory."""

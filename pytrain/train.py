@@ -3,7 +3,6 @@
 import platform
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -12,14 +11,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from pytrain import checkpoint, learning_rate
+from pytrain import checkpoint, learning_rate, resuming
 from pytrain.collectives import Group
 from pytrain.data.loader import Batch, CorpusSpec, HeldOut, Loader
+from pytrain.data.mixture import Phase
 from pytrain.data.tokenizer import load_tokenizer
 from pytrain.engine import StepResult
 from pytrain.errors import UserError
-from pytrain.evaluate import HeldOutNote, evaluate
-from pytrain.feeding import replica_batches
+from pytrain.evaluate import HeldOutNote, evaluate, open_heldout
+from pytrain.feeding import open_data, replica_batches
 from pytrain.flops import hardware_flops, model_flops
 from pytrain.generate import Generator
 from pytrain.loss_scale import LossScale
@@ -27,8 +27,8 @@ from pytrain.metrics import Evaluation, MetricsWriter, Sample, StepMetrics, Thro
 from pytrain.progress import NoProgress, Progress, make_progress
 from pytrain.rank import RankModel
 from pytrain.record import run_record, write_record
+from pytrain.saving import Saver
 from pytrain.stopping import stop_request
-from pytrain.training_state import optimizer_pieces, owned_pieces, weight_pieces
 
 if TYPE_CHECKING:
     from pytrain.config import RunConfig
@@ -57,6 +57,7 @@ class Trainer:
             whole one if there is one; anything else is the path of a checkpoint.
         progress: who is told; by default a line on standard error, from rank 0.
         world: the ranks that train together; by default this process alone.
+        operations: the file system that checkpoints are written to, for tests that break it.
 
     Raises:
         UserError: data, tokenizer, checkpoint or folder do not fit, before anything is trained.
@@ -68,6 +69,7 @@ class Trainer:
         resume: str = "none",
         progress: Progress | None = None,
         world: Group | None = None,
+        operations: checkpoint.FileOperations | None = None,
     ) -> None:
         self.config = config
         self.folder = Path(config.run.folder)
@@ -76,30 +78,37 @@ class Trainer:
         self.device, self.groups, self.engine = self.model.device, self.model.groups, self.model.engine
         self.optimizer, self.stage = self.model.optimizer, min(self.model.stages.items())[1]
         self.world.on_root(lambda: checkpoint.check_writable(self.folder))
-        resumed = _find_checkpoint(self.folder, resume, self.world)
+        resumed = resuming.find_checkpoint(self.folder, resume, self.world)
+        self.phases = resuming.mixture_phases(resumed, config.data)
         self.tokenizer_sha256 = self.world.on_root(self._load_tokenizer)
         self.loader: Loader | None = None
         self.heldout: list[HeldOut] | None = None
-        if self.model.needs_tokens:
-            self.loader, self.heldout = _open_data(config, self.tokenizer_sha256)
+        readers = self.groups.readers
+        if opened := open_data(self.groups, lambda: _open_data(config, self.tokenizer_sha256, self.phases, readers)):
+            self.loader, self.heldout = opened
         self.heldout_notes = self.world.broadcast([HeldOutNote.of(corpus) for corpus in self.heldout or ()])
         self.loss_scale = LossScale(config.precision.loss_scale, config.precision.dtype == "fp16")
         self.step_number = self.samples = self.tokens = 0
         self.record = self.world.broadcast(self._make_record())
         self.last_result: StepResult | None = None
         self._generator: Generator | None = None
+        self._carried: dict[str, Any] = {}
         notes = []
         if resumed is None:
             self.optimizer.initialise(config.run.seed)
         else:
-            notes = self._load(resumed)
+            notes = self._restore(resumed)
         self.world.on_root(lambda: write_record(self.folder, config, self.record))
         self.metrics = MetricsWriter(self.folder / METRICS, self.step_number) if self.is_root else None
         self._throughput = _throughput(config, self.world.size)
+        self.saver = Saver(config, self.optimizer, self.world, self.device, self._note, operations)
         # Last, since a display that has taken over a terminal has to be closed, whatever happens after this.
         self.progress = progress or self._make_progress()
         for note in notes:
             self.progress.note(note)
+
+    def _note(self, text: str) -> None:
+        self.progress.note(text)
 
     @property
     def is_root(self) -> bool:
@@ -124,11 +133,11 @@ class Trainer:
         return self.tokenizer.sha256
 
     def _make_record(self) -> dict[str, Any]:
-        hosts = self.world.gather(platform.node())
+        ranks = self.world.gather((platform.node(), self.world.progress))
         if self.loader is None or not self.is_root:
             return {}
         return run_record(
-            self.config, self.groups.grid, hosts, self.tokenizer_sha256, self.loader, self.heldout or []
+            self.config, self.groups.grid, ranks, self.tokenizer_sha256, self.loader, self.heldout or []
         )
 
     def __enter__(self) -> Self:
@@ -137,36 +146,51 @@ class Trainer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None:
+            self.saver.abandon()
         self.close()
 
     def close(self) -> None:
-        """End the progress display and close the metrics file."""
-        self.progress.close()
-        if self.metrics is not None:
-            self.metrics.close()
+        """Finish the save under way, end the progress display and close the metrics file."""
+        try:
+            self.saver.finish()
+        finally:
+            self.progress.close()
+            if self.metrics is not None:
+                self.metrics.close()
 
     def run(self) -> TrainResult:
         """Train to the configured number of steps, or until a signal asks to stop; save at the end."""
         last = stopped = None
         with stop_request() as stop:
             while stopped is None and self.step_number < self.config.run.steps:
-                last = self.step()
-                if self.metrics is not None:
-                    self.metrics.write(last)
-                self.progress.step(last)
+                last = self.advance()
                 stopped = self._agreed(stop.name)  # read once: a signal from here on is for the next step
-                finished = self.step_number == self.config.run.steps
-                if finished or stopped or _is_due(self.step_number, self.config.checkpoint.every):
+                if stopped or self.step_number == self.config.run.steps:
                     self.save()
+                elif _is_due(self.step_number, self.config.checkpoint.every):
+                    self.save(wait=False)
         if stopped:
             self.progress.note(f"stopped by {stopped} after step {self.step_number}; go on with --resume auto")
         return TrainResult(self.step_number, stopped, last)
 
     def _agreed(self, signal: str | None) -> str | None:
-        """The signal that some rank got: all ranks stop after the same step."""
-        numbers = np.array([0.0 if signal is None else float(Signals[signal])])
+        """The signal that some rank got: all ranks stop after the same step.
+
+        Also finishes the save under way, once all ranks have written their parts.
+        """
+        numbers = np.array([0.0 if signal is None else float(Signals[signal]), float(self.saver.status)])
         self.world.all_reduce(numbers, operation="max")
+        self.saver.agreed(int(numbers[1]))
         return Signals(int(numbers[0])).name if numbers[0] else None
+
+    def advance(self) -> StepMetrics:
+        """One step, told to the metrics file and the progress display."""
+        done = self.step()
+        if self.metrics is not None:
+            self.metrics.write(done)
+        self.progress.step(done)
+        return done
 
     def step(self) -> StepMetrics:
         """One optimizer step, with the evaluation and samples that are due after it."""
@@ -213,6 +237,7 @@ class Trainer:
             heldout=self._due_evaluation(),
             prompts=self._due_samples(),
             groups=traffic,
+            saved=self.saver.take_saved(),
         )
 
     @property
@@ -238,8 +263,7 @@ class Trainer:
         for state in self.optimizer.states:
             for run in state.runs:
                 squares = np.zeros(1)
-                gradient = state.stage.gradients[run.bucket].array[run.in_bucket]
-                self.device.sum_squares(squares, gradient, state.stage.half)
+                self.device.sum_squares(squares, state.gradient_of(run), state.stage.half)
                 if not np.isfinite(squares[0]):
                     return f"the gradient of {run.spec.name} is not finite ({self.groups.grid.label})"
         return f"a gradient of another rank than {self.groups.grid.label} is not finite"
@@ -258,17 +282,14 @@ class Trainer:
         for index, note in enumerate(self.heldout_notes):
             corpus = None if self.heldout is None else self.heldout[index]
             found = evaluate(self.model, note, corpus, self.config.evaluation.batches)
-            bits = "n/a" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}"
-            self.progress.note(
-                f"step {self.step_number}: held-out {note.name}: loss {found.loss:.4f} nats/token, "
-                f"perplexity {found.perplexity:.2f}, bits per byte {bits}"
-            )
+            self.progress.note(f"step {self.step_number}: held-out {note.name}: {found.sentence}")
             results[note.name] = found
         return results
 
     def _due_samples(self) -> tuple[Sample, ...]:
-        if not _is_due(self.step_number, self.config.sample.every):
+        if not _is_due(self.step_number, self.config.sample.every) or self.groups.grid.dp_rank:
             return ()
+        self.world.phase = f"sampling after step {self.step_number}"
         settings = self.config.sample
         return tuple(self.sample(prompt, settings.tokens, settings.temperature) for prompt in settings.prompts)
 
@@ -288,110 +309,82 @@ class Trainer:
                 )
 
     def sample(self, prompt: str, tokens: int = 64, temperature: float = 0.8) -> Sample:
-        """What the model writes after `prompt`, with the weights as they are."""
+        """What the model writes after `prompt`, with the weights as they are; no text on other ranks than the root.
+
+        All ranks of the first replica call it together.
+        """
         model = self.config.model
         if self._generator is None:
             self._generator = Generator(
-                self.device, model, self.stage.policy, self.stage.weights, self._sample_capacity
+                self.device, model, self.stage.policy, self.stage.weights, self._sample_capacity, self.groups.tp
             )
-        ids = self.tokenizer.encode(prompt) or [self.tokenizer.eod_id]
+        ids, stop, vocabulary = self.groups.tp.broadcast(self._encoded(prompt) if self.is_root else ([], 0, 0))
         written = list(
             self._generator.continue_tokens(
                 ids,
                 tokens=tokens,
                 temperature=temperature,
                 seed=self.config.run.seed,
-                stop=self.tokenizer.eod_id,
-                vocabulary=self.tokenizer.vocabulary_size,
+                stop=stop,
+                vocabulary=vocabulary,
             )
         )
-        sample = Sample(prompt, self.tokenizer.decode([token for token in written if token != self.tokenizer.eod_id]))
+        text = self.tokenizer.decode([token for token in written if token != stop]) if self.is_root else ""
+        sample = Sample(prompt, text)
         self.progress.note(f"step {self.step_number}: {prompt}{sample.text}")
         return sample
 
+    def _encoded(self, prompt: str) -> tuple[list[int], int, int]:
+        """A prompt's tokens, the one that ends a document, and how many there are."""
+        tokenizer = self.tokenizer
+        return tokenizer.encode(prompt) or [tokenizer.eod_id], tokenizer.eod_id, tokenizer.vocabulary_size
+
     # --- checkpoints ---------------------------------------------------------------------------------
 
-    def save(self) -> Path:
-        """Write a checkpoint of this moment, and delete those that need not be kept."""
-        from pytrain.config import resolved_toml
+    def save(self, wait: bool = True) -> Path:
+        """Write a checkpoint of this moment, and delete those that need not be kept. All ranks call it together.
 
-        config = self.config
-        self.world.phase = f"saving after step {self.step_number}"
+        Args:
+            wait: return when it is whole. Else what is saved may change when this returns, and the checkpoint is
+                made whole by `run`, by the next `save`, or by leaving the `with` block.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            UserError: on all ranks, where one could not write; also where the save before this one failed.
+        """
         state: dict[str, Any] = {
             "samples": self.samples,
             "tokens": self.tokens,
             "updates": self.optimizer.updates,
             "loss_scale": self.loss_scale.value,
             "loss_scale_good_steps": self.loss_scale.good_steps,
-            "sequence_length": config.data.sequence_length,
-            "seed": config.run.seed,
+            "sequence_length": self.config.data.sequence_length,
+            "seed": self.config.run.seed,
             "tokenizer_sha256": self.tokenizer_sha256,
+            "phases": resuming.stored_phases(self.phases),
             "record": self.record,
+            **self._carried,
         }
-        folder = checkpoint.save(
-            self.folder,
-            self.step_number,
-            owned_pieces(self.optimizer),
-            state,
-            resolved_toml(config),
-            self._companions() if self.is_root else None,
-            self.groups.world,
-        )
-        if self.is_root:
-            checkpoint.prune(self.folder, config.checkpoint.keep_last, config.checkpoint.keep_every)
-        self.progress.note(f"step {self.step_number}: saved {folder}")
-        return folder
+        save = self.saver.save if wait else self.saver.start
+        return save(self.step_number, state)
 
-    def _companions(self) -> dict[str, Path]:
-        """Small files that go with each checkpoint, by the name they get there."""
-        files = checkpoint.tokenizer_files(self.config.tokenizer.path)
-        table = self.config.collectives.table
-        return files if table is None else files | {"collectives.json": Path(table)}
-
-    def _load(self, found: checkpoint.Checkpoint) -> list[str]:
-        """Weights, optimizer and position from a checkpoint; one without optimizer state starts a new one.
-
-        Gives back what is to be told about it.
-        """
+    def _restore(self, found: checkpoint.Checkpoint) -> list[str]:
+        """Weights, optimizer and position from a checkpoint; gives back what is to be told about it."""
+        self.world.on_root(lambda: resuming.check_same_run(found, self.config, self.tokenizer_sha256))
+        resuming.load_tensors(found, self.model)
         state = found.state
-        found.check_tokenizer(self.tokenizer_sha256, self.config.tokenizer.path)
-        for section, key, value in (
-            ("run", "seed", self.config.run.seed),
-            ("data", "sequence_length", self.config.data.sequence_length),
-        ):
-            if state.get("samples") and state.get(key, value) != value:
-                raise UserError(
-                    f"{section}.{key} is {value}, but {found.folder} was trained with {state[key]}: "
-                    "the order of samples would change; set it back, or start anew from its weights"
-                )
-        for stage in self.model.stages.values():
-            found.read_into(weight_pieces(stage))
-        names = found.tensors()
-        pieces = optimizer_pieces(self.optimizer)
-        if any(piece.tensor in names for piece in pieces):
-            found.read_into(pieces)
-        else:
-            self.optimizer.adopt_weights()
         self.step_number = found.step
         self.samples = int(state.get("samples", 0))
         self.tokens = int(state.get("tokens", 0))
-        self.optimizer.updates = int(state.get("updates", 0))
         self.loss_scale.value = float(state.get("loss_scale", self.loss_scale.value))
         self.loss_scale.good_steps = int(state.get("loss_scale_good_steps", 0))
+        self._carried = {key: state[key] for key in resuming.CARRIED if key in state}
         return [
             f"resumed from {found.folder} after step {found.step}, {self.samples} samples consumed",
-            *self._machine_differences(state.get("record", {})),
+            *(resuming.notes(found, self.config, self.record, self.phases) if self.is_root else ()),
         ]
-
-    def _machine_differences(self, before: dict[str, Any]) -> Iterator[str]:
-        """A note for each way in which the run goes on with other arithmetic or text than it began with."""
-        for key in ("isa", "blocking"):
-            then = before.get("native", {}).get(key)
-            now = self.record["native"].get(key)
-            if then is not None and then != now:
-                yield f"note: {key} was {then} and is {now} now: results agree, but not bit for bit"
-        if before.get("corpora", self.record["corpora"]) != self.record["corpora"]:
-            yield "note: the corpora are not those that the run began with: samples go on in another order"
 
 
 def train(
@@ -411,20 +404,9 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _find_checkpoint(folder: Path, resume: str, world: Group) -> checkpoint.Checkpoint | None:
-    newest = world.on_root(lambda: checkpoint.newest_checkpoint(folder))
-    if resume == "none":
-        if newest is not None:
-            raise UserError(
-                f"{folder} already holds {newest.name}; go on with --resume auto, or choose another run.folder"
-            )
-        return None
-    if resume == "auto":
-        return None if newest is None else checkpoint.Checkpoint.open(folder, world)
-    return checkpoint.Checkpoint.open(resume, world)
-
-
-def _open_data(config: "RunConfig", tokenizer_sha256: str) -> tuple[Loader, list[HeldOut]]:
+def _open_data(
+    config: "RunConfig", tokenizer_sha256: str, phases: list[Phase], readers: Group
+) -> tuple[Loader, list[HeldOut]]:
     data, vocabulary = config.data, config.model.vocabulary
     loader = Loader(
         [CorpusSpec(corpus.prefix, corpus.weight, corpus.name) for corpus in data.train],
@@ -432,20 +414,11 @@ def _open_data(config: "RunConfig", tokenizer_sha256: str) -> tuple[Loader, list
         vocabulary,
         config.run.seed,
         data.document_boundaries,
+        phases=phases,
         tokenizer_sha256=tokenizer_sha256,
+        on_root=readers.on_root,
     )
-    heldout = [
-        HeldOut(
-            corpus.prefix,
-            data.sequence_length,
-            vocabulary,
-            data.document_boundaries,
-            name=corpus.name,
-            tokenizer_sha256=tokenizer_sha256,
-        )
-        for corpus in data.heldout
-    ]
-    return loader, heldout
+    return loader, open_heldout(config, tokenizer_sha256, readers)
 
 
 def _throughput(config: "RunConfig", ranks: int) -> Throughput:

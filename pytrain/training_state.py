@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from pytrain.checkpoint.pieces import TensorEntry, TensorPiece
-from pytrain.optimizer import AdamW, Run, StageState
+from pytrain.checkpoint.pieces import ITEM_BYTES, TensorEntry, TensorPiece
+from pytrain.optimizer import AdamW
 from pytrain.stage import Stage
+from pytrain.zero import Run, StageState
 
 if TYPE_CHECKING:
     from pytrain import _native
@@ -26,8 +27,20 @@ def owned_pieces(optimizer: AdamW) -> list[TensorPiece]:
     ]
 
 
-def weight_pieces(stage: Stage) -> list[TensorPiece]:
-    """All weights that this rank holds: what it reads."""
+def weight_pieces(optimizer: AdamW) -> list[TensorPiece]:
+    """All weights that this rank holds, whole or as a shard: what it reads."""
+    pieces = []
+    for state in optimizer.states:
+        stage = state.stage
+        if stage.whole_weights:
+            pieces += stage_pieces(stage)
+        else:
+            pieces += [_weight_piece(state, run) for run in state.runs]
+    return pieces
+
+
+def stage_pieces(stage: Stage) -> list[TensorPiece]:
+    """All weights of a stage that has them whole: what it reads where it only evaluates."""
     return [_piece(stage, spec, "weights", "", stage.policy.weights, 0, array) for spec, array in stage.parameters()]
 
 
@@ -37,8 +50,8 @@ def optimizer_pieces(optimizer: AdamW) -> list[TensorPiece]:
 
 
 def _weight_piece(state: StageState, run: Run) -> TensorPiece:
-    data = state.stage.weights[run.bucket].array[run.in_bucket]
-    return _piece(state.stage, run.spec, "weights", "", state.stage.policy.weights, run.begin, data)
+    stage = state.stage
+    return _piece(stage, run.spec, "weights", "", stage.policy.weights, run.begin, state.weights_of(run))
 
 
 def _state_pieces(state: StageState, run: Run) -> Iterator[TensorPiece]:
@@ -62,6 +75,18 @@ def _piece(
     bucket = "embed" if spec.tied_copy else stage.layout.buckets[spec.bucket].name
     first = spec.first_element + begin
     return TensorPiece(f"{bucket}.{kind}", spec.name + suffix, dtype, spec.shape, first, data)
+
+
+def owned_bytes(layout: _native.Layout, policy: _native.Policy, shards: int) -> int:
+    """Bytes of `owned_pieces` of a stage in the first replica, without its memory."""
+    states = [policy.weights, "fp32", "fp32", *([policy.master] if policy.master != policy.weights else [])]
+    elements = sum(
+        piece.end - piece.begin
+        for bucket in range(len(layout.buckets))
+        for piece in layout.pieces(bucket, 0, shards)
+        if layout.tensors[piece.tensor].owner
+    )
+    return elements * sum(ITEM_BYTES[dtype] for dtype in states)
 
 
 def checkpoint_entries(layout: _native.Layout, policy: _native.Policy) -> list[TensorEntry]:

@@ -110,6 +110,19 @@ class ThreadGroup:
         self._barrier.wait()
         return result
 
+    def on_root(self, call: Callable[[], T]) -> T:
+        """What the call gives on rank 0; its `UserError` is everybody's."""
+        outcome: T | UserError | None = None
+        if self.rank == 0:
+            try:
+                outcome = call()
+            except UserError as error:
+                outcome = error
+        outcome = self.broadcast(outcome)
+        if isinstance(outcome, UserError):
+            raise outcome
+        return outcome  # type: ignore[return-value]
+
 
 def run_ranks(size: int, function: Callable[[ThreadGroup], T]) -> list[T | Exception]:
     """Call the function on `size` ranks at a time; what each returned or raised."""

@@ -28,7 +28,7 @@ from pytrain.train import TrainResult, train
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = 320
 LENGTH = 32
-TIMES = ("step_s", "tok_s", "tflops", "mfu", "hfu", "mem_gb")
+TIMES = ("step_s", "tok_s", "tflops", "mfu", "hfu", "mem_gb", "saved")
 """The fields of a metrics line that say how fast it went: all others must repeat."""
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"family": "gpt2", "layers": 2, "hidden": 24, "heads": 3},

@@ -87,6 +87,7 @@ class Parallel:
         edges: ops at which the pipeline is cut, without 0 and the end.
         recompute: policy of every layer.
         defer_weight: all weight gradients of a stage come after all its input gradients.
+        sequence_parallel: slices hold their rows of the stream; what others hold is NaN until it is gathered.
     """
 
     def __init__(
@@ -98,9 +99,10 @@ class Parallel:
         edges: tuple[int, ...],
         recompute: str = "none",
         defer_weight: bool = False,
+        sequence_parallel: bool = False,
     ) -> None:
         self.shape, self.batch, self.tp, self.recompute = shape, batch, tp, recompute
-        self.defer_weight = defer_weight
+        self.defer_weight, self.sequence_parallel = defer_weight, sequence_parallel
         self.device = _native.CpuDevice()
         bounds = (0, *edges, 4 * shape.layers + 4)
         self.stages = [
@@ -117,6 +119,7 @@ class Parallel:
                     tp_rank=rank,
                     tp_size=tp,
                     defer_weight=defer_weight,
+                    sequence_parallel=sequence_parallel,
                 )
                 for rank in range(tp)
             ]
@@ -135,7 +138,23 @@ class Parallel:
             return
         total = sum(getattr(stage.native, name) for stage in slices)
         for stage in slices:
-            getattr(stage.native, name)[...] = total
+            array = getattr(stage.native, name)
+            own = slice(*stage.native.stream_rows)
+            array[...] = np.nan if self.sequence_parallel else total
+            array[own] = total[own]
+
+    def _gather(self, slices: list[Stage], arrays: list[NDArray[np.float32]]) -> None:
+        own = [slice(*stage.native.stream_rows) for stage in slices]
+        whole = np.concatenate([array[rows] for array, rows in zip(arrays, own, strict=True)])
+        assert len(whole) == len(self.batch.tokens)
+        for array in arrays:
+            array[...] = whole
+
+    def _gather_norm(self, slices: list[Stage], op: int) -> None:
+        rebuilt = [stage.native.rebuild_gathered(0, op) for stage in slices]
+        assert len(set(rebuilt)) == 1
+        if rebuilt[0]:
+            self._gather(slices, [stage.native.gathered for stage in slices])
 
     def forward(self) -> float:
         """Mean loss."""
@@ -157,6 +176,8 @@ class Parallel:
             stage.native.forward(0, op, op + 1)
         if self._kind(op) in ("embed", "attention", "mlp"):
             self._sum(slices, "partial")
+        if self._kind(op).startswith("norm") and self.sequence_parallel:
+            self._gather(slices, [stage.native.gathered for stage in slices])
         if self._kind(op) == "head":
             for rank, source in enumerate(slices):
                 for stage in slices:
@@ -171,24 +192,42 @@ class Parallel:
                     stage.native.dresidual[...] = after.native.dresidual
             for op in reversed(range(slices[0].first_op, slices[0].last_op)):
                 self._backward_op(slices, op)
-            if self.defer_weight:
-                for stage in slices:
-                    stage.native.backward_weight(0, stage.first_op, stage.last_op)
+            for op in reversed(range(slices[0].first_op, slices[0].last_op) if self.defer_weight else ()):
+                self._backward_weight_op(slices, op, late=True)
 
     def _backward_op(self, slices: list[Stage], op: int) -> None:
-        if self.recompute == "full" and self.tp > 1 and self._kind(op) == "mlp":
+        kind = self._kind(op)
+        if self.recompute == "full" and self.tp > 1 and kind == "mlp":
             for again in range(op - 3, op + 1):
                 for stage in slices:
                     stage.native.recompute(0, again, again + 1)
                 if self._kind(again) == "attention":
                     self._sum(slices, "partial")
+                if self._kind(again).startswith("norm") and self.sequence_parallel:
+                    self._gather(slices, [stage.native.gathered for stage in slices])
+        if self.sequence_parallel and kind == "head":
+            self._gather_norm(slices, op)
+        if self.sequence_parallel and kind in ("attention", "mlp"):
+            self._gather(slices, [stage.native.dresidual_rows(0, op) for stage in slices])
         for stage in slices:
             stage.native.backward_input(0, op, op + 1)
-        if self._kind(op) in ("attention", "mlp", "head"):
-            self._sum(slices, "dnorm")
         if not self.defer_weight:
-            for stage in slices:
-                stage.native.backward_weight(0, op, op + 1)
+            self._backward_weight_op(slices, op, late=False)
+        if kind in ("attention", "mlp", "head"):
+            self._sum(slices, "dnorm")
+
+    def _backward_weight_op(self, slices: list[Stage], op: int, late: bool) -> None:
+        kind = self._kind(op)
+        if self.sequence_parallel and kind in ("embed", "attention", "mlp"):
+            self._gather(slices, [stage.native.dresidual_rows(0, op, late) for stage in slices])
+        if self.sequence_parallel and kind in ("attention", "mlp"):
+            self._gather_norm(slices, op)
+        for stage in slices:
+            stage.native.backward_weight(0, op, op + 1)
+            if self.sequence_parallel and kind in ("attention", "mlp"):
+                first, last = stage.native.stream_rows
+                rows = stage.native.dresidual_rows(0, op, late)
+                rows[:first] = rows[last:] = np.nan
 
     def gradients(self) -> dict[str, NDArray[np.float64]]:
         """Gathered over slices and stages; every rule of the layout table is used."""
@@ -198,7 +237,9 @@ class Parallel:
                 for spec in stage.layout.tensors:
                     local = stage.gradient(spec.name).astype(np.float64)
                     into = whole.setdefault(spec.name, np.zeros(spec.shape))
-                    if spec.replicated:
+                    if self.sequence_parallel and spec.partial_with_sequence_parallel:
+                        into += local
+                    elif spec.replicated:
                         same = slices[0].gradient(spec.name)
                         np.testing.assert_array_equal(stage.gradient(spec.name), same, err_msg=spec.name)
                         if rank == 0:

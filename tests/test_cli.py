@@ -12,12 +12,13 @@ import pytest
 import pytrain
 from pytrain.__main__ import main
 from pytrain.errors import ExitCode, UserError
+from pytrain.metrics import Evaluation
 from pytrain.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
-    *("train", "init", "config", "info", "demo", "prepare", "tokenizer", "generate", "export", "import"),
-    *("inspect", "bench", "plan", "completion"),
+    *("train", "init", "config", "info", "demo", "prepare", "tokenizer", "generate", "evaluate", "export"),
+    *("import", "inspect", "bench", "plan", "completion"),
 )
 
 
@@ -100,7 +101,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["init", "--preset", "gpt3"], 'error: no preset is called "gpt3"'),
         (["init"], "Missing option '--preset'"),
         (["generate", "x", "--temperature", "-1"], "-1.0 is not in the range x>=0"),
-        (["bench", "everything"], "'everything' is not one of 'peak', 'kernels', 'step'"),
+        (["bench", "everything"], 'error: there is no benchmark "everything" in this'),
     ],
 )
 def test_bad_input_is_a_sentence_and_status_two(
@@ -240,7 +241,18 @@ def test_generate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert main(["generate", "runs/a", "--prompt", "Once", "--top-k", "5", stream]) == ExitCode.OK
     assert capsys.readouterr().out == "Once upon a time\n"
     settings = {"tokens": 128, "temperature": 0.8, "top_k": 5, "top_p": 1.0, "seed": 1234}
+    assert generate_text[0][1].pop("group").size == 1
     assert generate_text[0] == ((Path("runs/a"), "Once"), settings)
+
+
+def test_evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate_checkpoint = Calls({"news": Evaluation(1.5, 4.48, None)})
+    monkeypatch.setattr("pytrain.evaluate.evaluate_checkpoint", evaluate_checkpoint)
+    assert main(["evaluate", "runs/a", "--corpus", "data/news", "--batches", "3"]) == ExitCode.OK
+    assert capsys.readouterr().out == "news: loss 1.5000 nats/token, perplexity 4.48, bits per byte n/a\n"
+    (path, world, corpora), options = evaluate_checkpoint[0]
+    assert (path, world.size, corpora) == (Path("runs/a"), 1, ("data/news",))
+    assert options == {"tp": 1, "pp": 1, "batches": 3}
 
 
 def test_export_import_inspect_and_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,3 +338,10 @@ def test_the_command_exits_with_its_status() -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith('error: "nonsense.key" is not a key')
+
+
+def test_info_says_what_would_move_messages_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == ExitCode.OK
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("MPI progress:"))
+    assert line.split()[2] in ("thread:", "poll:")
+    assert " 1 rank with " in line

@@ -159,9 +159,21 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
         (["data.sequence_length=65"], "data.sequence_length (65) is longer than model.context (64)"),
         (
             ["batch.global_batch=7"],
-            "batch.global_batch (7) is not divisible by batch.micro_batch * parallel.dp (2 * 1); 6",
+            "is not divisible by batch.micro_batch * parallel.dp (2 * 1); with this dp it may be 6 or 8",
         ),
-        (["batch.global_batch=1"], "is not divisible by batch.micro_batch * parallel.dp (2 * 1); 2 would be"),
+        (
+            ["batch.global_batch=1"],
+            "is not divisible by batch.micro_batch * parallel.dp (2 * 1); with this dp it may be 2",
+        ),
+        (
+            ["batch.global_batch=24", "parallel.dp=5"],
+            "(2 * 5); with this dp it may be 20 or 30, and with this batch parallel.dp may be 4 or 6",
+        ),
+        (
+            ["batch.global_batch=6", "parallel.dp=8"],
+            "(2 * 8); with this dp it may be 16, and with this batch parallel.dp may be 3",
+        ),
+        (["batch.global_batch=7", "parallel.dp=2"], "(2 * 2); with this dp it may be 4 or 8"),
         (["learning_rate.warmup_steps=101"], "learning_rate.warmup_steps (101) is more than run.steps (100)"),
         (["learning_rate.minimum=0.01"], "learning_rate.minimum (0.01) is above learning_rate.peak (0.001)"),
         (["learning_rate.decay_steps=5"], 'learning_rate.decay_steps only belongs to schedule "wsd"'),
@@ -183,10 +195,32 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
         (["checkpoint.every=10", "checkpoint.keep_every=25"], "of checkpoint.every (10); 20 would be"),
         (["evaluation.every=5"], "evaluation.every is 5, but data.heldout is empty"),
         (["sample.every=5"], "sample.every is 5, but sample.prompts is empty"),
-        (["parallel.zero=2"], "parallel.zero is 2, and this version shards optimizer state alone; use 0 or 1"),
-        (["parallel.sequence_parallel=true"], "parallel.sequence_parallel is not there in this version"),
+        (
+            ["sample.every=5", 'sample.prompts=["a"]', "parallel.pp=2"],
+            "sample.every is 5, but with parallel.pp 2 no rank holds all layers",
+        ),
+        (
+            ["parallel.zero=2", "parallel.pp=2", "parallel.schedule=zero-bubble"],
+            'parallel.zero 2 does not go with schedule "zero-bubble"',
+        ),
+        (
+            ["parallel.zero=3", "parallel.dp=2", "sample.every=5", 'sample.prompts=["a"]'],
+            "no rank holds the whole model with parallel.zero 3",
+        ),
+        (
+            ["precision.gradient_reduction=fp16", "precision.gradients=bf16"],
+            "are two 16-bit types, and neither holds what the other does",
+        ),
+        (
+            ["parallel.sequence_parallel=true", "parallel.tp=9", "batch.micro_batch=1", "data.sequence_length=8"],
+            "parallel.sequence_parallel splits the 8 tokens of a micro-batch (batch.micro_batch * "
+            "data.sequence_length) over parallel.tp (9) ranks",
+        ),
         (["parallel.chunks=2"], 'parallel.chunks is 2, but only schedule "interleaved" has several per rank'),
         (['parallel.schedule="interleaved"'], "must both be at least 2 for interleaved"),
+        (["parallel.pp=2", "parallel.stage_layers=[1]"], "[1] must have parallel.pp * parallel.chunks = 2 entries"),
+        (["parallel.pp=2", "parallel.stage_layers=[1, 2]"], "that add up to model.layers (2)"),
+        (["parallel.pp=2", "parallel.stage_layers=[2, 0]"], "entries of at least 1"),
         (
             ["parallel.pp=2", 'parallel.schedule="zero-bubble"', 'recompute.policy="full"'],
             'recompute.policy "full" does not go with schedule "zero-bubble"',
@@ -224,6 +258,13 @@ def test_overrides_reach_into_lists(tmp_path: Path, key: str, index: int, found:
 def test_an_override_that_is_not_toml_is_text(minimal: Path) -> None:
     assert config.load(minimal, ["run.folder=runs/b=c"]).run.folder == "runs/b=c"
     assert config.load(minimal, ['run.folder="3"']).run.folder == "3"
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_sequence_parallelism_is_accepted(minimal: Path, tp: int) -> None:
+    """Of one rank too, for which it is nothing: a configuration need not change with its grid."""
+    found = config.load(minimal, ["parallel.sequence_parallel=true", f"parallel.tp={tp}"])
+    assert (found.parallel.sequence_parallel, found.parallel.tp) == (True, tp)
 
 
 def test_dropout_of_zero_is_accepted(minimal: Path) -> None:

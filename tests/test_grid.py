@@ -1,12 +1,13 @@
 """Coordinates of ranks, and the ops of their pipeline stages."""
 
+from collections.abc import Iterator
 from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
 
 from pytrain.errors import UserError
-from pytrain.grid import Grid, rank_map, read_rank_map, stage_ops
+from pytrain.grid import Grid, rank_map, read_rank_map, stage_layers, stage_ops
 
 GRIDS = [(1, 1, 1), (2, 3, 4), (1, 2, 8), (5, 1, 3), (3, 4, 1)]
 
@@ -42,20 +43,60 @@ def test_what_cannot_be_is_refused(arguments: tuple[int, ...], sentence: str) ->
 
 @pytest.mark.parametrize(("layers", "pp"), [(1, 1), (7, 3), (8, 8), (12, 5)])
 def test_stages_cut_the_ops_between_layers(layers: int, pp: int) -> None:
-    stages = [stage_ops(layers, stage, pp) for stage in range(pp)]
+    counts = stage_layers(layers, pp)
+    stages = [stage_ops(counts, stage) for stage in range(pp)]
     assert stages[0][0] == 0
     assert stages[-1][1] == 4 * layers + 4
     assert all(before[1] == after[0] for before, after in pairwise(stages))
     edges = [first for first, _ in stages[1:]]
     assert all(edge % 4 == 1 for edge in edges), "a layer begins with its first norm"
     sizes = [b - a for a, b in pairwise([0, *((edge - 1) // 4 for edge in edges), layers])]
+    assert tuple(sizes) == counts
     assert sum(sizes) == layers
     assert max(sizes) - min(sizes) <= 1
 
 
+def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """All ways to write a number as so many that are at least 1."""
+    if parts == 1:
+        yield (total,)
+        return
+    for first in range(1, total - parts + 2):
+        for rest in compositions(total - first, parts - 1):
+            yield first, *rest
+
+
+@pytest.mark.parametrize(
+    ("layers", "pp", "chunks", "head"),
+    [
+        (12, 2, 1, 5.4),
+        (6, 2, 2, 1.8),
+        (6, 2, 1, 1.8),
+        (9, 4, 1, 0.3),
+        (9, 3, 2, 2.5),
+        (8, 4, 2, 7.0),
+        (10, 4, 1, 30.0),
+    ],
+)
+def test_no_other_cut_has_a_faster_slowest_rank(layers: int, pp: int, chunks: int, head: float) -> None:
+    def slowest(counts: tuple[int, ...]) -> float:
+        return max(sum(counts[rank::pp]) + (head if rank == pp - 1 else 0.0) for rank in range(pp))
+
+    counts = stage_layers(layers, pp, chunks, head)
+    every = list(compositions(layers, pp * chunks))
+    assert counts in every
+    assert slowest(counts) == min(map(slowest, every))
+
+
+def test_the_head_takes_the_place_of_layers() -> None:
+    assert stage_layers(12, 2, 1, 5.4) == (9, 3)
+    assert stage_layers(6, 2, 1, 1.8) == (4, 2)
+    assert stage_layers(6, 2, 2, 1.8) == (2, 1, 2, 1)
+
+
 def test_a_stage_needs_a_layer() -> None:
     with pytest.raises(UserError, match=r"parallel\.chunks is 3, more than model\.layers \(2\)"):
-        stage_ops(2, 0, 3)
+        stage_layers(2, 3)
 
 
 def test_groups_are_the_ranks_that_differ_in_one_coordinate() -> None:

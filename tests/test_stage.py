@@ -234,7 +234,8 @@ def test_sixteen_bit_storage(name: str, dtype: str) -> None:
 
 
 def test_logits_never_exist_whole() -> None:
-    shape = dataclasses.replace(GPT2, vocabulary=5000, context=600)
+    """As many rows at a time as 128 MiB hold, in chunks of one size."""
+    shape = dataclasses.replace(GPT2, vocabulary=50_000, context=600)
     total, table = _native.plan_arena(
         native_shape(spine.model_config(shape)),
         spine.policy(),
@@ -244,8 +245,8 @@ def test_logits_never_exist_whole() -> None:
         length=600,
         recompute=["none"] * shape.layers,
     )
-    assert total < 4 * 600 * 5000 * 4
-    assert {row["bytes"] for row in table if row["name"] == "logits"} == {256 * 5000 * 4}
+    assert total < 4 * 600 * 50_000 * 4
+    assert {row["bytes"] for row in table if row["name"] == "logits"} == {600 * 50_000 * 4}
 
 
 @pytest.mark.parametrize("preset", ["gpt2-124m", "llama-110m"])
@@ -263,6 +264,7 @@ def test_recomputation_saves_memory(preset: str, policy: str, share: float) -> N
             batch=4,
             length=1024,
             recompute=[name] * 12,
+            head_chunk=256,
         )[0]
         for name in ("none", policy)
     }

@@ -64,9 +64,9 @@ def test_a_signal_after_the_last_look_does_not_lose_steps(corpora: Corpora, tmp_
     with Trainer(config, progress=Quiet()) as trainer:
         save = trainer.save
 
-        def interrupted_save() -> Path:
+        def interrupted_save(wait: bool = True) -> Path:
             os.kill(os.getpid(), signal.SIGTERM)
-            return save()
+            return save(wait)
 
         trainer.save = interrupted_save  # type: ignore[method-assign]
         result = trainer.run()

@@ -158,6 +158,7 @@ def test_the_record_says_how_the_run_came_to_be(corpora: Corpora, tmp_path: Path
     assert {"pytrain", "commit", "python", "libraries", "hosts", "cpu", "threads"} < record.keys()
     assert {"isa", "blocking", "compiler"} <= record["native"].keys()
     assert record["grid"] == {"dp": 1, "pp": 1, "tp": 1}
+    assert record["progress"] == ["not needed: one rank"]
     assert record["seed"] == 1234
     assert record["tokenizer_sha256"] == hashlib.sha256(corpora.tokenizer.read_bytes()).hexdigest()
     for name in ("train", "heldout"):

@@ -28,15 +28,17 @@ std::unique_ptr<CpuDevice> make_device(const std::optional<std::string>& isa, st
     return std::make_unique<CpuDevice>(kernels, threads ? *threads : cpu::default_threads());
 }
 
-double peak_flops(CpuDevice& device, std::int64_t repeats) {
+double peak_flops(CpuDevice& device, std::int64_t repeats, const std::string& dtype) {
     check(repeats >= 0, "repeats: must not be negative, not ", repeats);
+    const DType type = dtype_from(dtype);
+    const cpu::Products products = device.kernels().products(type, type);
     const Release release;
     constexpr std::size_t sink = 64;  // floats, see kernels.h
     std::vector<float> sinks(sink * static_cast<std::size_t>(device.threads()));
     std::vector<double> flops(static_cast<std::size_t>(device.threads()));
     cpu::parallel_for(device.threads(), device.threads(), [&](std::int64_t task, int) {
         const auto i = static_cast<std::size_t>(task);
-        flops[i] = device.kernels().peak_flops(repeats, &sinks[sink * i]);
+        flops[i] = products.peak_flops(repeats, &sinks[sink * i]);
     });
     double total = 0.0;
     for (const double part : flops) total += part;
@@ -131,14 +133,19 @@ void matmul(CpuDevice& device, const Array& c, const Array& a, const Array& b, b
     device.matmul(product, nullptr);
 }
 
-void pack(CpuDevice& device, const Array& panel, const Array& source, bool along, const std::string& half) {
+void pack(CpuDevice& device, const Array& panel, const Array& source, bool along, const std::string& half, bool pairs) {
     const Tensor from = Arguments(half).rows("source", source, 2);
     const std::int64_t width = source.shape(along ? 0 : 1), k = source.shape(along ? 1 : 0), ld = stride_of(source, 0);
-    check(panel.ndim() == 2 && panel.shape(0) == k && panel.shape(1) >= width, "panel: must be (", k, ", at least ",
-          width, "), not ", text_of(shape_of(panel)));
+    const DType type = pairs ? DType::bf16 : DType::fp32;
+    const cpu::Products products = device.kernels().products(type, type);
+    const std::int64_t words = products.words(k);
+    check(!pairs || products.word_depth == 2, "pack: ", device.kernels().name, " has no products of bf16 pairs");
+    check(panel.ndim() == 2 && panel.shape(0) == words && panel.shape(1) >= width, "panel: must be (", words,
+          ", at least ", width, "), not ", text_of(shape_of(panel)));
     const std::int64_t panel_width = panel.shape(1);
-    float* const to = plain<float>("panel", panel, {k, panel_width}, true);
-    const auto* const kernels = along ? device.kernels().pack_along : device.kernels().pack_across;
+    float* const to = plain<float>("panel", panel, {words, panel_width}, true);
+    const auto* const kernels = along ? products.pack_along : products.pack_across;
+    check(kernels[static_cast<int>(from.dtype)] != nullptr, "pack: no packing of ", name_of(from.dtype));
     const Release release;
     kernels[static_cast<int>(from.dtype)](to, from.data, ld, k, width, panel_width);
 }
@@ -321,8 +328,9 @@ void bind_device(py::module_& module) {
         .def_property_readonly("threads", &CpuDevice::threads)
         .def("reserve", &CpuDevice::reserve, py::arg("rows"), py::arg("width"), py::arg("head_size"), Gil(),
              "Makes room for operations on rows of `width` elements and heads of `head_size`; needed before them.")
-        .def("peak_flops", &peak_flops, py::arg("repeats"),
-             "Runs `repeats` rounds of independent fused multiply-adds on every thread; returns the FLOPs done.")
+        .def("peak_flops", &peak_flops, py::arg("repeats"), py::arg("dtype") = "fp32",
+             "Runs `repeats` rounds of independent multiply-adds on every thread, those that products of this type are "
+             "made of; returns the FLOPs done.")
         .def("copy", &copy, py::arg("destination"), py::arg("source"), "Copies bytes, with all threads.")
         .def("convert", &convert, py::arg("destination"), py::arg("source"), half,
              "destination = source, rounded to its type.")
@@ -336,9 +344,9 @@ void bind_device(py::module_& module) {
              py::arg("residual") = py::none(), py::arg("activated") = py::none(), half,
              "c (m,n) = op(a) op(b) [+ c] [+ bias (n)] [+ residual (m,n)]; activated (m,n) = gelu(c). Rows may be "
              "strided.")
-        .def("pack", &pack, py::arg("panel"), py::arg("source"), py::arg("along"), half,
+        .def("pack", &pack, py::arg("panel"), py::arg("source"), py::arg("along"), half, py::arg("pairs") = false,
              "The packing kernel, for tests: panel (k, panel width) float32 of source (width, k) if along, else (k, "
-             "width).")
+             "width); with pairs, panel ((k+1)/2, panel width) of words that each hold two bf16.")
         .def("bias_backward", &bias_backward, py::arg("dbias"), py::arg("dy"), half,
              "dbias (n) += column sums of dy (m,n), rows strided.")
         .def("embed_forward", &embed_forward, py::arg("out"), py::arg("table"), py::arg("position_table"),

@@ -124,15 +124,23 @@ void loss_forward(CpuDevice& device, const Array& scalars, const Array& lse, con
 }
 
 void loss_backward(CpuDevice& device, const Array& logits, const Array& lse, const Array& targets, const Array& scalars,
-                   std::int64_t vocabulary_begin, const std::string& half) {
+                   std::int64_t vocabulary_begin, const std::string& half, const Object& dlogits) {
     check(logits.ndim() == 2, "logits: must be (rows, width), not ", text_of(shape_of(logits)));
     const std::int64_t rows = logits.shape(0), width = logits.shape(1);
     const Tensor slice = Arguments(half).flat("logits", logits, true);
+    Tensor gradient = slice;
+    std::int64_t stride = width;
+    if (!dlogits.is_none()) {
+        const auto array = py::cast<Array>(dlogits);
+        gradient = Arguments(half).rows("dlogits", array, 2, true);
+        check_shape("dlogits", array, shape_of(logits));
+        stride = stride_of(array, 0);
+    }
     const float* const sums = plain<float>("lse", lse, {rows});
     const std::int32_t* const wanted = plain<std::int32_t>("targets", targets, {rows});
     const StepScalars* const scale = scalars_of(scalars, false);
     const Release release;
-    device.loss_backward(slice, sums, wanted, scale, rows, width, vocabulary_begin, nullptr);
+    device.loss_backward(gradient, stride, slice, sums, wanted, scale, rows, width, vocabulary_begin, nullptr);
 }
 
 // --- optimizer ------------------------------------------------------------------------------------
@@ -145,6 +153,16 @@ void sum_squares(CpuDevice& device, const Array& sum, const Array& x, const std:
     device.sum_squares(total, in, n, nullptr);
 }
 
+// One call for all tensors of a stage: what a call costs in Python is what a small model's step is made of.
+void sum_squares_each(CpuDevice& device, const Array& sum, const std::vector<Array>& arrays, const std::string& half) {
+    double* const total = plain<double>("sum", sum, {1}, true);
+    const Arguments arguments(half);
+    std::vector<std::pair<Tensor, std::int64_t>> each;
+    for (const Array& array : arrays) each.emplace_back(arguments.flat("arrays", array), array.size());
+    const Release release;
+    for (const auto& [x, n] : each) device.sum_squares(total, x, n, nullptr);
+}
+
 void finish_norm(CpuDevice& device, const Array& scalars, const Array& sum, double limit, double loss_scale) {
     const double* const total = plain<double>("sum", sum, {1});
     StepScalars* const out = scalars_of(scalars, true);
@@ -152,20 +170,47 @@ void finish_norm(CpuDevice& device, const Array& scalars, const Array& sum, doub
     device.finish_norm(out, total, limit, loss_scale, nullptr);
 }
 
+// What AdamW changes and reads of one tensor; all of one shape.
+struct Updated {
+    Tensor weights, master, m, v, gradient;
+    std::int64_t n;
+};
+
+Updated updated(const Arguments& arguments, const Array& weights, const Array& master, const Array& m, const Array& v,
+                const Array& gradient) {
+    const Sizes shape = shape_of(weights);
+    Updated tensors{};
+    tensors.weights = arguments.flat("weights", weights, true);
+    tensors.master = arguments.flat("master", master, shape, true);
+    tensors.m = arguments.flat("m", m, shape, true), tensors.v = arguments.flat("v", v, shape, true);
+    tensors.gradient = arguments.flat("gradient", gradient, shape);
+    tensors.n = weights.size();
+    return tensors;
+}
+
 void adamw(CpuDevice& device, const Array& weights, const Array& master, const Array& m, const Array& v,
            const Array& gradient, const Array& scalars, double beta1, double beta2, float eps, float step_size,
            float correction2, float decay, const std::string& half) {
-    const Arguments arguments(half);
-    const Sizes shape = shape_of(weights);
-    const Tensor stored = arguments.flat("weights", weights, true),
-                 exact = arguments.flat("master", master, shape, true);
-    const Tensor first = arguments.flat("m", m, shape, true), second = arguments.flat("v", v, shape, true);
-    const Tensor dweights = arguments.flat("gradient", gradient, shape);
+    const Updated one = updated(Arguments(half), weights, master, m, v, gradient);
     const StepScalars* const factors = scalars_of(scalars, false);
     const AdamW step{beta1, beta2, eps, step_size, correction2, decay};
-    const std::int64_t n = weights.size();
     const Release release;
-    device.adamw(step, stored, exact, first, second, dweights, n, factors, nullptr);
+    device.adamw(step, one.weights, one.master, one.m, one.v, one.gradient, one.n, factors, nullptr);
+}
+
+using Run = std::tuple<Array, Array, Array, Array, Array, bool>;  // weights, master, m, v, gradient; whether it decays
+
+void adamw_each(CpuDevice& device, const std::vector<Run>& runs, const Array& scalars, double beta1, double beta2,
+                float eps, float step_size, float correction2, float decay, const std::string& half) {
+    const Arguments arguments(half);
+    const StepScalars* const factors = scalars_of(scalars, false);
+    std::vector<std::pair<Updated, AdamW>> each;
+    for (const auto& [weights, master, m, v, gradient, decays] : runs)
+        each.emplace_back(updated(arguments, weights, master, m, v, gradient),
+                          AdamW{beta1, beta2, eps, step_size, correction2, decays ? decay : 0.0f});
+    const Release release;
+    for (const auto& [one, step] : each)
+        device.adamw(step, one.weights, one.master, one.m, one.v, one.gradient, one.n, factors, nullptr);
 }
 
 }  // namespace
@@ -191,9 +236,12 @@ void bind_device_model(py::class_<CpuDevice, Device>& device) {
              py::arg("targets"),
              "Merges statistics (slices, rows, 3): lse (rows); loss_sum and target_count of scalars (6) float64 grow.")
         .def("loss_backward", &loss_backward, py::arg("logits"), py::arg("lse"), py::arg("targets"), py::arg("scalars"),
-             py::arg("vocabulary_begin") = 0, half,
-             "logits (rows, width) become their gradient, times scalars' gradient_scale.")
+             py::arg("vocabulary_begin") = 0, half, py::arg("dlogits") = py::none(),
+             "The gradient of logits (rows, width), times scalars' gradient_scale, in their place or in dlogits, whose "
+             "rows may begin where those of logits do.")
         .def("sum_squares", &sum_squares, py::arg("sum"), py::arg("x"), half, "sum (1) float64 += sum of squares of x.")
+        .def("sum_squares_each", &sum_squares_each, py::arg("sum"), py::arg("arrays"), half,
+             "sum_squares of one array after another.")
         .def("finish_norm", &finish_norm, py::arg("scalars"), py::arg("sum"), py::arg("limit"), py::arg("loss_scale"),
              "gradient_norm, clip_factor and finite of scalars (6) float64, from the sum of squares; limit 0: no "
              "clipping.")
@@ -201,7 +249,10 @@ void bind_device_model(py::class_<CpuDevice, Device>& device) {
              py::arg("scalars"), py::kw_only(), py::arg("beta1"), py::arg("beta2"), py::arg("eps"),
              py::arg("step_size"), py::arg("correction2"), py::arg("decay"), half,
              "One AdamW step, all arrays of one shape; weights may be master. Nothing changes where scalars say not "
-             "finite.");
+             "finite.")
+        .def("adamw_each", &adamw_each, py::arg("runs"), py::arg("scalars"), py::kw_only(), py::arg("beta1"),
+             py::arg("beta2"), py::arg("eps"), py::arg("step_size"), py::arg("correction2"), py::arg("decay"), half,
+             "adamw of one run after another: (weights, master, m, v, gradient, whether it decays) each.");
 }
 
 }  // namespace pytrain

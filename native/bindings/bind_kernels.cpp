@@ -62,9 +62,10 @@ constexpr std::size_t listed_pointers() {
     for (const Field& field : kFields) count += field.pointers;
     return count;
 }
-// Beside the pointers: a name and five sizes. A field that is new in Kernels has to be listed above.
-static_assert(sizeof(Kernels) ==
-              sizeof(const char*) + 5 * sizeof(std::int64_t) + listed_pointers() * sizeof(void (*)()));
+// Beside the pointers: a name, five sizes, and products of bf16, which only some tables have. A field that is new in
+// Kernels has to be listed above.
+static_assert(sizeof(Kernels) == sizeof(const char*) + 5 * sizeof(std::int64_t) + sizeof(cpu::Products) +
+                                     listed_pointers() * sizeof(void (*)()));
 
 // Names of the fields of a table in which a pointer is still the scalar one, or null.
 std::vector<std::string> is_scalar(const std::string& isa) {
@@ -337,14 +338,16 @@ py::dict features() {
     return result;
 }
 
-py::dict block_sizes(const std::string& isa) {
-    const Kernels kernels = cpu::kernels_of(isa);
+py::dict block_sizes(const std::string& isa, const std::string& dtype) {
+    const DType type = dtype_from(dtype);
+    const cpu::Products products = cpu::kernels_of(isa).products(type, type);
     py::dict sizes;
-    sizes["tile_rows"] = kernels.tile_rows;
-    sizes["tile_columns"] = kernels.tile_columns;
-    sizes["block_rows"] = kernels.block_rows;
-    sizes["block_depth"] = kernels.block_depth;
-    sizes["block_columns"] = kernels.block_columns;
+    sizes["word_depth"] = products.word_depth;
+    sizes["tile_rows"] = products.tile_rows;
+    sizes["tile_columns"] = products.tile_columns;
+    sizes["block_rows"] = products.block_rows;
+    sizes["block_depth"] = products.block_depth;
+    sizes["block_columns"] = products.block_columns;
     return sizes;
 }
 
@@ -399,7 +402,8 @@ void bind_kernels(py::module_& module) {
         "The one in use; raises Error for a wrong PYTRAIN_ISA.");
     kernels.def("isas", isas, "What pytrain knows for this architecture: name, needs, built, supported; best first.");
     kernels.def("is_scalar", is_scalar, arg("isa"), "Fields of the table that are still the scalar one's, or null.");
-    kernels.def("block_sizes", block_sizes, arg("isa"), "Tile and cache block sizes, in elements.");
+    kernels.def("block_sizes", block_sizes, arg("isa"), arg("dtype") = "fp32",
+                "Tile and cache block sizes of products of this type, in elements.");
     kernels.def("features", features,
                 "What the CPU and the affinity mask offer; cache sizes in bytes, 0 where unknown.");
     kernels.def("default_threads", cpu::default_threads, "OMP_NUM_THREADS, or the cores of the affinity mask.");

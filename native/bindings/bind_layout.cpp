@@ -125,6 +125,10 @@ void bind_layout(py::module_& module) {
         .def("pieces", &Layout::pieces, py::arg("bucket"), py::arg("shard"), py::arg("shards"));
 
     module.def(
+        "balanced",
+        [](std::int64_t n, std::int64_t part, std::int64_t parts) { return pair(balanced(n, part, parts)); },
+        py::arg("n"), py::arg("part"), py::arg("parts"), "(begin, end) of one of nearly equal parts of n things");
+    module.def(
         "head_range",
         [](const Shape& shape, std::int64_t tp_rank, std::int64_t tp_size) {
             const HeadRange part = head_range(shape, tp_rank, tp_size);

@@ -20,14 +20,15 @@ Pass pass_from(const std::string& name) {
 
 StageConfig config_from(std::int64_t first_op, std::int64_t last_op, std::int64_t batch, std::int64_t length,
                         const std::vector<std::string>& recompute, std::int64_t tp_rank, std::int64_t tp_size,
-                        std::int64_t slots, bool training, bool defer_weight, std::int64_t head_chunk) {
+                        std::int64_t slots, bool training, bool defer_weight, std::int64_t head_chunk,
+                        bool sequence_parallel) {
     StageConfig config{};
     config.first_op = first_op, config.last_op = last_op;
     config.batch = batch, config.length = length;
     for (const std::string& name : recompute) config.recompute.push_back(recompute_from(name));
     config.tp_rank = tp_rank, config.tp_size = tp_size;
     config.slots = slots, config.training = training, config.defer_weight = defer_weight,
-    config.head_chunk = head_chunk;
+    config.head_chunk = head_chunk, config.sequence_parallel = sequence_parallel;
     return config;
 }
 
@@ -44,8 +45,14 @@ py::list arena_table(const Arena& arena) {
     return rows;
 }
 
-// Every activation view is (rows, width).
+// (rows of the residual stream that are here, hidden)
 py::array stream_view(const py::object& self, Tensor tensor) {
+    const Stage& stage = self.cast<const Stage&>();
+    return view(tensor, {stage.stream().size(), stage.shape().hidden}, self);
+}
+
+// (rows, hidden)
+py::array rows_view(const py::object& self, Tensor tensor) {
     const Stage& stage = self.cast<const Stage&>();
     return view(tensor, {stage.config().batch * stage.config().length, stage.shape().hidden}, self);
 }
@@ -63,30 +70,31 @@ void bind_stage(py::module_& module) {
         "plan_arena",
         [](const Shape& shape, const Policy& policy, std::int64_t first_op, std::int64_t last_op, std::int64_t batch,
            std::int64_t length, const std::vector<std::string>& recompute, std::int64_t tp_rank, std::int64_t tp_size,
-           std::int64_t slots, bool training, bool defer_weight, std::int64_t head_chunk) {
+           std::int64_t slots, bool training, bool defer_weight, std::int64_t head_chunk, bool sequence_parallel) {
             const Arena arena(shape, policy,
                               config_from(first_op, last_op, batch, length, recompute, tp_rank, tp_size, slots,
-                                          training, defer_weight, head_chunk));
+                                          training, defer_weight, head_chunk, sequence_parallel));
             return py::make_tuple(arena.bytes, arena_table(arena));
         },
         py::arg("shape"), py::arg("policy"), py::kw_only(), py::arg("first_op"), py::arg("last_op"), py::arg("batch"),
         py::arg("length"), py::arg("recompute"), py::arg("tp_rank") = 0, py::arg("tp_size") = 1, py::arg("slots") = 1,
-        py::arg("training") = true, py::arg("defer_weight") = false, py::arg("head_chunk") = 256,
-        "(bytes, table) of the arena a Stage of these arguments would allocate");
+        py::arg("training") = true, py::arg("defer_weight") = false, py::arg("head_chunk") = 0,
+        py::arg("sequence_parallel") = false, "(bytes, table) of the arena a Stage of these arguments would allocate");
 
     py::class_<Stage>(module, "Stage", "A range of ops on one rank; see native/model/stage.h.")
         .def(py::init([](Device& device, const Shape& shape, const Policy& policy, std::int64_t first_op,
                          std::int64_t last_op, std::int64_t batch, std::int64_t length,
                          const std::vector<std::string>& recompute, std::int64_t tp_rank, std::int64_t tp_size,
-                         std::int64_t slots, bool training, bool defer_weight, std::int64_t head_chunk) {
+                         std::int64_t slots, bool training, bool defer_weight, std::int64_t head_chunk,
+                         bool sequence_parallel) {
                  return new Stage(device, shape, policy,
                                   config_from(first_op, last_op, batch, length, recompute, tp_rank, tp_size, slots,
-                                              training, defer_weight, head_chunk));
+                                              training, defer_weight, head_chunk, sequence_parallel));
              }),
              py::arg("device"), py::arg("shape"), py::arg("policy"), py::kw_only(), py::arg("first_op"),
              py::arg("last_op"), py::arg("batch"), py::arg("length"), py::arg("recompute"), py::arg("tp_rank") = 0,
              py::arg("tp_size") = 1, py::arg("slots") = 1, py::arg("training") = true, py::arg("defer_weight") = false,
-             py::arg("head_chunk") = 256, py::keep_alive<1, 2>())
+             py::arg("head_chunk") = 0, py::arg("sequence_parallel") = false, py::keep_alive<1, 2>())
         .def_property_readonly("layout", &Stage::layout, py::return_value_policy::reference_internal)
         .def_property_readonly("first_op", [](const Stage& stage) { return stage.config().first_op; })
         .def_property_readonly("last_op", [](const Stage& stage) { return stage.config().last_op; })
@@ -107,6 +115,9 @@ void bind_stage(py::module_& module) {
             },
             py::arg("bucket"), py::arg("address"))
         .def(
+            "overwrite_gradients", &Stage::overwrite_gradients,
+            "From here on the first gradient of each tensor takes the place of what is there, instead of adding to it.")
+        .def(
             "forward",
             [](Stage& stage, std::int64_t slot, std::int64_t begin, std::int64_t end, const std::string& pass) {
                 const Pass kind = pass_from(pass);
@@ -115,6 +126,7 @@ void bind_stage(py::module_& module) {
             },
             py::arg("slot"), py::arg("begin"), py::arg("end"), py::arg("pass_") = "train")
         .def("finish_forward", &Stage::finish_forward, py::arg("slot"), Gil())
+        .def("finish_segment", &Stage::finish_segment, py::arg("slot"), py::arg("op"), Gil())
         .def("backward", &Stage::backward, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
         .def("backward_input", &Stage::backward_input, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
         .def("backward_weight", &Stage::backward_weight, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
@@ -160,23 +172,48 @@ void bind_stage(py::module_& module) {
             "dresidual",
             [](const py::object& self) {
                 const Stage& stage = self.cast<Stage&>();
-                return stream_view(self, stage.at(stage.arena().dresidual, 0, stage.policy().activations));
+                return stream_view(self, stage.dresidual());
             },
             "gradient of the residual stream: of the stage's output before backward, of its input after")
         .def_property_readonly(
             "dnorm",
             [](const py::object& self) {
                 const Stage& stage = self.cast<Stage&>();
-                return stream_view(self, stage.at(stage.arena().dnorm, 0, stage.policy().activations));
+                return rows_view(self, stage.at(stage.arena().dnorm, 0, stage.policy().activations));
             },
             "backward cut: this rank's part of the gradient of a norm's output")
         .def_property_readonly(
             "partial",
             [](const py::object& self) {
                 const Stage& stage = self.cast<Stage&>();
-                return stream_view(self, stage.at(stage.arena().partial, 0, stage.policy().activations));
+                return rows_view(self, stage.at(stage.arena().partial, 0, stage.policy().activations));
             },
             "forward cut: this rank's part of a row-parallel product")
+        .def_property_readonly(
+            "gathered",
+            [](const py::object& self) {
+                const Stage& stage = self.cast<Stage&>();
+                return rows_view(self, stage.at(stage.arena().gathered, 0, stage.policy().activations));
+            },
+            "sequence parallelism: a norm's output, of which this rank wrote its rows")
+        .def("rebuild_gathered", &Stage::rebuild_gathered, py::arg("slot"), py::arg("op"), Gil(),
+             "write this rank's rows of what op multiplies with; False: `gathered` has all of them")
+        .def(
+            "dresidual_rows",
+            [](const py::object& self, std::int64_t slot, std::int64_t op, bool late) {
+                Stage& stage = self.cast<Stage&>();
+                Tensor rows;
+                {
+                    const py::gil_scoped_release release;
+                    rows = stage.dresidual_rows(slot, op, late);
+                }
+                return rows_view(self, rows);
+            },
+            py::arg("slot"), py::arg("op"), py::arg("late") = false,
+            "sequence parallelism: gradient of what op gives, all rows, of which this rank's are there")
+        .def_property_readonly(
+            "stream_rows", [](const Stage& stage) { return py::make_tuple(stage.stream().begin, stage.stream().end); },
+            "rows of the residual stream that are here, (begin, end)")
         .def(
             "statistics",
             [](const py::object& self, std::int64_t slot) {

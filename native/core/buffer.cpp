@@ -50,6 +50,8 @@ const char* name_of(MemoryKind kind) {
             return "workspace";
         case MemoryKind::staging:
             return "staging";
+        case MemoryKind::snapshot:
+            return "snapshot";
         case MemoryKind::count:
             break;
     }

@@ -79,9 +79,8 @@ struct ForwardTask {
         if (visible <= 0 || head.first_key(begin, end) >= key + keys) return;
         const float* q_panel = scratch.q_panels + row / tiles.panel_rows * tiles.query_panel();
         for (int64_t column = 0; column < visible; column += tiles.panel_columns)
-            kernels.matmul_tile(tiles.depth, q_panel,
-                                scratch.k_panels + column / tiles.panel_columns * tiles.key_panel(),
-                                scratch.scores + column, tiles.keys, false);
+            tiles.multiply(tiles.depth, q_panel, scratch.k_panels + column / tiles.panel_columns * tiles.key_panel(),
+                           scratch.scores + column, tiles.keys, false);
         for (int64_t i = 0; i < rows; ++i) {
             float* scores = scratch.scores + i * tiles.keys;
             const int64_t first = std::clamp<int64_t>(head.first_key(begin + i) - key, 0, visible);
@@ -90,11 +89,11 @@ struct ForwardTask {
             std::fill(scores, scores + first, 0.0f);
             std::fill(scores + last, scores + visible, 0.0f);
         }
-        kernels.pack_along[static_cast<int>(DType::fp32)](scratch.weights, scratch.scores, tiles.keys, visible, rows,
-                                                          tiles.panel_rows);
+        tiles.products.pack_along[static_cast<int>(DType::fp32)](scratch.weights, scratch.scores, tiles.keys, visible,
+                                                                 rows, tiles.panel_rows);
         for (int64_t panel = 0; panel < tiles.depth_panels(); ++panel)
-            kernels.matmul_tile(visible, scratch.weights, scratch.v_panels + panel * tiles.value_panel(),
-                                scratch.sums + row * tiles.padded + panel * tiles.panel_columns, tiles.padded, true);
+            tiles.multiply(visible, scratch.weights, scratch.v_panels + panel * tiles.value_panel(),
+                           scratch.sums + row * tiles.padded + panel * tiles.panel_columns, tiles.padded, true);
     }
 
     // out = sums / denominator, lse = log of the denominator at its true scale.
@@ -118,14 +117,14 @@ struct ForwardTask {
         std::fill(scratch.sums, scratch.sums + tiles.queries * tiles.padded, 0.0f);
         std::fill(scratch.maximum, scratch.maximum + queries, -kInfinity);
         std::fill(scratch.denominator, scratch.denominator + queries, 0.0f);
-        pack_rows(kernels, scratch.q_panels, head.query_row(attention.q, query), attention.q_stride, queries,
+        pack_rows(tiles.products, scratch.q_panels, head.query_row(attention.q, query), attention.q_stride, queries,
                   tiles.panel_rows, tiles.depth, tiles.query_panel());
         const int64_t end = head.end_key(query + queries - 1);
         for (key = head.first_key(query, query + queries) / tiles.keys * tiles.keys; key < end; key += tiles.keys) {
             keys = std::min(tiles.keys, end - key);
-            pack_rows(kernels, scratch.k_panels, head.key_row(attention.k, key), attention.kv_stride, keys,
+            pack_rows(tiles.products, scratch.k_panels, head.key_row(attention.k, key), attention.kv_stride, keys,
                       tiles.panel_columns, tiles.depth, tiles.key_panel());
-            pack_columns(kernels, scratch.v_panels, head.key_row(attention.v, key), attention.kv_stride, keys,
+            pack_columns(tiles.products, scratch.v_panels, head.key_row(attention.v, key), attention.kv_stride, keys,
                          tiles.panel_columns, tiles.depth, tiles.value_panel());
             for (int64_t row = 0; row < queries; row += tiles.panel_rows)
                 step(row, std::min(tiles.panel_rows, queries - row));
@@ -144,19 +143,19 @@ void check_attention(const Attention& attention, const char* operation) {
     check(attention.kv_heads > 0 && attention.heads % attention.kv_heads == 0, operation, ": heads (", attention.heads,
           ") must be a multiple of kv_heads (", attention.kv_heads, ")");
     check(attention.head_size > 0, operation, ": head_size must be positive, not ", attention.head_size);
+    check(attention.q.dtype == attention.k.dtype && attention.k.dtype == attention.v.dtype, operation,
+          ": q, k and v must have one type");
     check(attention.query_offset >= 0 && attention.query_offset + attention.query_rows <= attention.key_rows, operation,
           ": ", attention.query_rows, " query rows at offset ", attention.query_offset,
           " need as many keys, but there are ", attention.key_rows, " key rows");
 }
 
-int64_t forward_floats(const Kernels& kernels, int64_t head_size) {
-    return ForwardScratch(AttentionTiles(kernels, head_size), nullptr).room.used();
-}
+int64_t forward_floats(const AttentionTiles& tiles) { return ForwardScratch(tiles, nullptr).room.used(); }
 
 void attention_forward(const Kernels& kernels, Workspace& workspace, const Attention& attention) {
     check_attention(attention, "attention_forward");
     workspace.require(attention_workspace(kernels, attention.head_size), "attention_forward");
-    const AttentionTiles tiles(kernels, attention.head_size);
+    const AttentionTiles tiles(attention_products(kernels, attention), attention.head_size);
     const int64_t pairs = attention.batch * attention.heads;
     const int64_t query_tiles = (attention.query_rows + tiles.queries - 1) / tiles.queries;
     // The last tiles see the most keys: they go first, so that no thread is left with a long one at the end.

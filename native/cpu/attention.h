@@ -15,7 +15,7 @@ WorkspaceNeed attention_workspace(const Kernels& kernels, std::int64_t head_size
 void attention_forward(const Kernels& kernels, Workspace& workspace, const Attention& attention);
 
 // From q, k, v, out, lse and dout: dq, dk, dv, overwritten whole. delta (batch, heads, query_rows) is scratch.
-// FLOPs: 14*head_size per visible pair.
+// FLOPs: 14*head_size per visible pair by tiles, 10*head_size by heads (see attention_backward.cpp).
 void attention_backward(const Kernels& kernels, Workspace& workspace, const Attention& attention, Tensor dq, Tensor dk,
                         Tensor dv, Tensor dout, float* delta);
 

@@ -1,12 +1,18 @@
-// Attention backward in two passes that each compute the weights again: one task per tile of queries sums dq over keys,
-// then one task per tile of keys sums dk and dv over queries. Every element has one writer and one order of addition.
+// Attention backward, in one of two ways that give the same bits.
 //
-// One pass (5 products in place of 7) would need either atomics on dq, or one task per sequence and kv head, which
-// keeps dq of a whole sequence in fp32 beside a 16-bit gradient and leaves cores idle where batch * kv_heads is small.
-// Two passes need scratch that depends on the head size alone and have as many tasks as there are tiles. At 256
-// positions the scores are 3 % of GPT-2's FLOPs, so what the second look costs is about 1 % of a step.
+// By tiles: two passes that each compute the weights again. One task per tile of queries sums dq over keys, then one
+// task per tile of keys sums dk and dv over queries. Seven products per pair of tiles, scratch that depends on the head
+// size alone, and as many tasks as there are tiles.
+//
+// By heads: one task per sequence and kv head walks over its tiles of keys and, for each, over its tiles of queries.
+// Weights are computed once, five products; but dq of the whole sequence is summed in fp32 beside (in the workspace
+// that products have anyway), and there are no more tasks than heads. So this is for many heads and few threads.
+//
+// In both, every element has one writer and one order of addition: tiles of keys begin at multiples of key_rows, tiles
+// of queries at multiples of their size, and both ascend.
 #include <cmath>
 
+#include "core/check.h"
 #include "cpu/attention.h"
 #include "cpu/attention_tiles.h"
 #include "cpu/threads.h"
@@ -71,6 +77,19 @@ struct KeyScratch {
     float *dk, *dv;     // (key_rows, padded head size)
 };
 
+// What a task that goes over whole heads has beside: keys as they enter dq, and dscores with queries as rows, packed.
+struct HeadScratch {
+    HeadScratch(const AttentionTiles& tiles, float* base) : keys(tiles, base) {
+        k_columns = keys.room.take(tiles.depth_panels() * tiles.value_panel());
+        dscores = keys.room.take(tiles.panel(tiles.keys, tiles.panel_rows));
+        out_row = keys.room.take(tiles.depth);
+        dout_row = keys.room.take(tiles.depth);
+    }
+
+    KeyScratch keys;
+    float *k_columns, *dscores, *out_row, *dout_row;
+};
+
 struct Pass {
     const Kernels& kernels;
     const AttentionTiles tiles;
@@ -79,16 +98,16 @@ struct Pass {
     const float scale;
 
     void pack_queries(const ScoreScratch& scratch, const AttentionHead& head, int64_t query, int64_t queries) const {
-        pack_rows(kernels, scratch.q_panels, head.query_row(attention.q, query), attention.q_stride, queries,
+        pack_rows(tiles.products, scratch.q_panels, head.query_row(attention.q, query), attention.q_stride, queries,
                   tiles.panel_rows, tiles.depth, tiles.query_panel());
-        pack_rows(kernels, scratch.dout_panels, head.out_row(gradients.dout, query), head.out_stride(), queries,
+        pack_rows(tiles.products, scratch.dout_panels, head.out_row(gradients.dout, query), head.out_stride(), queries,
                   tiles.panel_rows, tiles.depth, tiles.query_panel());
     }
 
     void pack_keys(const ScoreScratch& scratch, const AttentionHead& head, int64_t key, int64_t keys) const {
-        pack_rows(kernels, scratch.k_panels, head.key_row(attention.k, key), attention.kv_stride, keys,
+        pack_rows(tiles.products, scratch.k_panels, head.key_row(attention.k, key), attention.kv_stride, keys,
                   tiles.panel_columns, tiles.depth, tiles.key_panel());
-        pack_rows(kernels, scratch.v_panels, head.key_row(attention.v, key), attention.kv_stride, keys,
+        pack_rows(tiles.products, scratch.v_panels, head.key_row(attention.v, key), attention.kv_stride, keys,
                   tiles.panel_columns, tiles.depth, tiles.key_panel());
     }
 
@@ -101,9 +120,8 @@ struct Pass {
         const int64_t visible = std::clamp<int64_t>(head.end_key(begin + rows - 1) - key, 0, keys);
         for (int64_t column = 0; column < visible; column += tiles.panel_columns) {
             const int64_t offset = column / tiles.panel_columns * tiles.key_panel();
-            kernels.matmul_tile(tiles.depth, q_panel, scratch.k_panels + offset, weights + column, tiles.keys, false);
-            kernels.matmul_tile(tiles.depth, dout_panel, scratch.v_panels + offset, dscores + column, tiles.keys,
-                                false);
+            tiles.multiply(tiles.depth, q_panel, scratch.k_panels + offset, weights + column, tiles.keys, false);
+            tiles.multiply(tiles.depth, dout_panel, scratch.v_panels + offset, dscores + column, tiles.keys, false);
         }
         for (int64_t i = 0; i < rows; ++i) {
             float* p = weights + i * tiles.keys;
@@ -123,15 +141,24 @@ struct Pass {
     // sums (rows, padded head size) += left (packed, `k` steps) * right (panels over the head size)
     void add_product(float* sums, int64_t k, const float* left, const float* right, int64_t right_stride) const {
         for (int64_t panel = 0; panel < tiles.depth_panels(); ++panel)
-            kernels.matmul_tile(k, left, right + panel * right_stride, sums + panel * tiles.panel_columns, tiles.padded,
-                                true);
+            tiles.multiply(k, left, right + panel * right_stride, sums + panel * tiles.panel_columns, tiles.padded,
+                           true);
+    }
+
+    // dq (rows, padded head size) += dscores (rows, keys) * k, for the keys that the panel sees.
+    void add_dq(float* dq, const float* dscores, int64_t rows, int64_t visible, float* packed,
+                const float* k_columns) const {
+        tiles.products.pack_along[static_cast<int>(DType::fp32)](packed, dscores, tiles.keys, visible, rows,
+                                                                 tiles.panel_rows);
+        add_product(dq, visible, packed, k_columns, tiles.value_panel());
     }
 
     void store(const Tensor& row, const float* sums) const {
         kernels.narrow[static_cast<int>(row.dtype)](row.data, sums, tiles.depth);
     }
 
-    void compute_delta(const QueryScratch& scratch, const AttentionHead& head, int64_t query, int64_t queries) const {
+    template <class RowScratch>
+    void compute_delta(const RowScratch& scratch, const AttentionHead& head, int64_t query, int64_t queries) const {
         for (int64_t i = query; i < query + queries; ++i) {
             const Tensor out = head.out_row(attention.out, i), dout = head.out_row(gradients.dout, i);
             kernels.widen[static_cast<int>(out.dtype)](scratch.out_row, out.data, tiles.depth);
@@ -148,11 +175,11 @@ struct Pass {
         pack_queries(scratch.score, head, query, queries);
         std::fill(scratch.dq, scratch.dq + tiles.queries * tiles.padded, 0.0f);
         const int64_t end = head.end_key(query + queries - 1);
-        for (int64_t key = head.first_key(query, query + queries) / tiles.keys * tiles.keys; key < end;
-             key += tiles.keys) {
-            const int64_t keys = std::min(tiles.keys, end - key);
+        for (int64_t key = head.first_key(query, query + queries) / tiles.key_rows * tiles.key_rows; key < end;
+             key += tiles.key_rows) {
+            const int64_t keys = std::min(tiles.key_rows, end - key);
             pack_keys(scratch.score, head, key, keys);
-            pack_columns(kernels, scratch.k_columns, head.key_row(attention.k, key), attention.kv_stride, keys,
+            pack_columns(tiles.products, scratch.k_columns, head.key_row(attention.k, key), attention.kv_stride, keys,
                          tiles.panel_columns, tiles.depth, tiles.value_panel());
             for (int64_t row = 0; row < queries; row += tiles.panel_rows) {
                 const int64_t rows = std::min(tiles.panel_rows, queries - row), begin = query + row;
@@ -160,10 +187,8 @@ struct Pass {
                 if (visible <= 0 || head.first_key(begin, begin + rows) >= key + keys) continue;
                 score(scratch.score, scratch.score.weights, scratch.score.dscores, head, row / tiles.panel_rows, begin,
                       rows, key, visible);
-                kernels.pack_along[static_cast<int>(DType::fp32)](scratch.dscores, scratch.score.dscores, tiles.keys,
-                                                                  visible, rows, tiles.panel_rows);
-                add_product(scratch.dq + row * tiles.padded, visible, scratch.dscores, scratch.k_columns,
-                            tiles.value_panel());
+                add_dq(scratch.dq + row * tiles.padded, scratch.score.dscores, rows, visible, scratch.dscores,
+                       scratch.k_columns);
             }
         }
         for (int64_t i = 0; i < queries; ++i)
@@ -174,14 +199,14 @@ struct Pass {
     void add_queries(const KeyScratch& scratch, const AttentionHead& head, int64_t query, int64_t queries, int64_t key,
                      int64_t keys) const {
         pack_queries(scratch.score, head, query, queries);
-        pack_columns(kernels, scratch.q_columns, head.query_row(attention.q, query), attention.q_stride, queries,
+        pack_columns(tiles.products, scratch.q_columns, head.query_row(attention.q, query), attention.q_stride, queries,
                      tiles.panel_columns, tiles.depth, tiles.row_panel());
-        pack_columns(kernels, scratch.dout_columns, head.out_row(gradients.dout, query), head.out_stride(), queries,
-                     tiles.panel_columns, tiles.depth, tiles.row_panel());
+        pack_columns(tiles.products, scratch.dout_columns, head.out_row(gradients.dout, query), head.out_stride(),
+                     queries, tiles.panel_columns, tiles.depth, tiles.row_panel());
         for (int64_t row = 0; row < queries; row += tiles.panel_rows)
             score(scratch.score, scratch.score.weights + row * tiles.keys, scratch.score.dscores + row * tiles.keys,
                   head, row / tiles.panel_rows, query + row, std::min(tiles.panel_rows, queries - row), key, keys);
-        const auto transpose = kernels.pack_across[static_cast<int>(DType::fp32)];
+        const auto transpose = tiles.products.pack_across[static_cast<int>(DType::fp32)];
         for (int64_t row = 0; row < keys; row += tiles.panel_rows) {
             const int64_t rows = std::min(tiles.panel_rows, keys - row);
             transpose(scratch.transposed, scratch.score.weights + row, tiles.keys, queries, rows, tiles.panel_rows);
@@ -193,37 +218,88 @@ struct Pass {
         }
     }
 
-    // dk and dv of one tile of keys: over the heads that share them, then over tiles of queries, both ascending.
-    void run_keys(int64_t batch, int64_t kv_head, int64_t key, float* base) const {
-        const KeyScratch scratch(tiles, base);
-        const int64_t keys = std::min(tiles.key_rows, attention.key_rows - key);
-        const int64_t group = attention.heads / attention.kv_heads;
-        std::fill(scratch.dk, scratch.dk + tiles.key_rows * tiles.padded, 0.0f);
-        std::fill(scratch.dv, scratch.dv + tiles.key_rows * tiles.padded, 0.0f);
-        pack_keys(scratch.score, AttentionHead(attention, batch, kv_head * group), key, keys);
-        const int64_t first_query = std::max<int64_t>(0, key - attention.query_offset) / tiles.queries * tiles.queries;
-        for (int64_t member = 0; member < group; ++member) {
-            const AttentionHead head(attention, batch, kv_head * group + member);
-            for (int64_t query = first_query; query < attention.query_rows; query += tiles.queries) {
-                const int64_t queries = std::min(tiles.queries, attention.query_rows - query);
-                if (head.first_key(query, query + queries) < key + keys)
-                    add_queries(scratch, head, query, queries, key, keys);
-            }
-        }
-        const AttentionHead head(attention, batch, kv_head * group);
+    void store_keys(const KeyScratch& scratch, const AttentionHead& head, int64_t key, int64_t keys) const {
         for (int64_t i = 0; i < keys; ++i) {
             store(head.key_row(gradients.dk, key + i), scratch.dk + i * tiles.padded);
             store(head.key_row(gradients.dv, key + i), scratch.dv + i * tiles.padded);
         }
     }
+
+    // dk and dv of one tile of keys: over the heads that share them, then over tiles of queries, both ascending.
+    // after(member, query, queries) is called with the scores of each pair of tiles in scratch.
+    template <class After>
+    void run_keys(const KeyScratch& scratch, int64_t batch, int64_t kv_head, int64_t key, const After& after) const {
+        const int64_t keys = std::min(tiles.key_rows, attention.key_rows - key);
+        const int64_t group = attention.heads / attention.kv_heads;
+        std::fill(scratch.dk, scratch.dk + tiles.key_rows * tiles.padded, 0.0f);
+        std::fill(scratch.dv, scratch.dv + tiles.key_rows * tiles.padded, 0.0f);
+        const AttentionHead first(attention, batch, kv_head * group);
+        pack_keys(scratch.score, first, key, keys);
+        const int64_t first_query = std::max<int64_t>(0, key - attention.query_offset) / tiles.queries * tiles.queries;
+        for (int64_t member = 0; member < group; ++member) {
+            const AttentionHead head(attention, batch, kv_head * group + member);
+            for (int64_t query = first_query; query < attention.query_rows; query += tiles.queries) {
+                const int64_t queries = std::min(tiles.queries, attention.query_rows - query);
+                if (head.first_key(query, query + queries) >= key + keys) continue;
+                add_queries(scratch, head, query, queries, key, keys);
+                after(member, query, queries);
+            }
+        }
+        store_keys(scratch, first, key, keys);
+    }
+
+    // Floats of fp32 dq of one head, and of the heads that share a kv head.
+    int64_t dq_floats() const { return ceil_to(attention.query_rows, tiles.queries) * tiles.padded; }
+    int64_t group_floats() const { return attention.heads / attention.kv_heads * dq_floats(); }
+
+    // Everything of the heads that share one kv head. dq: (group, padded query_rows, padded head size).
+    void run_heads(int64_t batch, int64_t kv_head, float* base, float* dq) const {
+        const HeadScratch scratch(tiles, base);
+        const int64_t group = attention.heads / attention.kv_heads;
+        std::fill(dq, dq + group_floats(), 0.0f);
+        for (int64_t member = 0; member < group; ++member)
+            compute_delta(scratch, AttentionHead(attention, batch, kv_head * group + member), 0, attention.query_rows);
+        for (int64_t key = 0; key < attention.key_rows; key += tiles.key_rows) {
+            const int64_t keys = std::min(tiles.key_rows, attention.key_rows - key);
+            const AttentionHead first(attention, batch, kv_head * group);
+            pack_columns(tiles.products, scratch.k_columns, first.key_row(attention.k, key), attention.kv_stride, keys,
+                         tiles.panel_columns, tiles.depth, tiles.value_panel());
+            run_keys(scratch.keys, batch, kv_head, key, [&](int64_t member, int64_t query, int64_t queries) {
+                const AttentionHead head(attention, batch, kv_head * group + member);
+                for (int64_t row = 0; row < queries; row += tiles.panel_rows) {
+                    const int64_t rows = std::min(tiles.panel_rows, queries - row), begin = query + row;
+                    const int64_t visible = std::min(keys, head.end_key(begin + rows - 1) - key);
+                    if (visible <= 0 || head.first_key(begin, begin + rows) >= key + keys) continue;
+                    add_dq(dq + member * dq_floats() + begin * tiles.padded,
+                           scratch.keys.score.dscores + row * tiles.keys, rows, visible, scratch.dscores,
+                           scratch.k_columns);
+                }
+            });
+        }
+        for (int64_t member = 0; member < group; ++member)
+            for (int64_t i = 0; i < attention.query_rows; ++i)
+                store(AttentionHead(attention, batch, kv_head * group + member).query_row(gradients.dq, i),
+                      dq + member * dq_floats() + i * tiles.padded);
+    }
 };
+
+// Whether heads share out evenly enough among threads, and their dq fits.
+bool by_heads(const Pass& pass, const Workspace& workspace) {
+    const int64_t pairs = pass.attention.batch * pass.attention.kv_heads, threads = workspace.threads();
+    const int64_t slots = (pairs + threads - 1) / threads * threads;
+    return 4 * slots <= 5 * pairs &&
+           static_cast<std::size_t>(pairs * pass.group_floats()) <= workspace.size().shared_floats;
+}
 
 }  // namespace
 
 WorkspaceNeed attention_workspace(const Kernels& kernels, int64_t head_size) {
-    const AttentionTiles tiles(kernels, head_size);
-    const int64_t floats = std::max({forward_floats(kernels, head_size), QueryScratch(tiles, nullptr).room.used(),
-                                     KeyScratch(tiles, nullptr).room.used()});
+    int64_t floats = 0;
+    for (const DType type : {DType::fp32, DType::bf16}) {
+        const AttentionTiles tiles(kernels.products(type, type), head_size);
+        floats = std::max({floats, forward_floats(tiles), QueryScratch(tiles, nullptr).room.used(),
+                           HeadScratch(tiles, nullptr).keys.room.used()});
+    }
     return {static_cast<std::size_t>(floats), 0};
 }
 
@@ -232,9 +308,18 @@ void attention_backward(const Kernels& kernels, Workspace& workspace, const Atte
     check_attention(attention, "attention_backward");
     workspace.require(attention_workspace(kernels, attention.head_size), "attention_backward");
     const Gradients gradients{dq, dk, dv, dout, delta};
-    const Pass pass{kernels, AttentionTiles(kernels, attention.head_size), attention, gradients,
-                    score_scale(attention)};
+    check(dout.dtype == attention.q.dtype, "attention_backward: dout must have the type of q");
+    const Pass pass{kernels, AttentionTiles(attention_products(kernels, attention), attention.head_size), attention,
+                    gradients, score_scale(attention)};
     const AttentionTiles& tiles = pass.tiles;
+    const int64_t kv_pairs = attention.batch * attention.kv_heads;
+    if (by_heads(pass, workspace)) {
+        parallel_for(workspace.threads(), kv_pairs, [&](int64_t task, int thread) {
+            pass.run_heads(task / attention.kv_heads, task % attention.kv_heads, workspace.thread(thread),
+                           workspace.shared() + task * pass.group_floats());
+        });
+        return;
+    }
     // In both passes the tiles with most to do go first, so that no thread is left with a long one at the end.
     const int64_t pairs = attention.batch * attention.heads;
     const int64_t query_tiles = (attention.query_rows + tiles.queries - 1) / tiles.queries;
@@ -243,12 +328,11 @@ void attention_backward(const Kernels& kernels, Workspace& workspace, const Atte
         const AttentionHead head(attention, pair / attention.heads, pair % attention.heads);
         pass.run_queries(head, tile * tiles.queries, workspace.thread(thread));
     });
-    const int64_t kv_pairs = attention.batch * attention.kv_heads;
     const int64_t key_tiles = (attention.key_rows + tiles.key_rows - 1) / tiles.key_rows;
     parallel_for(workspace.threads(), kv_pairs * key_tiles, [&](int64_t task, int thread) {
         const int64_t pair = task % kv_pairs, tile = task / kv_pairs;
-        pass.run_keys(pair / attention.kv_heads, pair % attention.kv_heads, tile * tiles.key_rows,
-                      workspace.thread(thread));
+        pass.run_keys(KeyScratch(tiles, workspace.thread(thread)), pair / attention.kv_heads, pair % attention.kv_heads,
+                      tile * tiles.key_rows, [](int64_t, int64_t, int64_t) {});
     });
 }
 

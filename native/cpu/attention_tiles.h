@@ -18,16 +18,22 @@ inline std::int64_t ceil_to(std::int64_t a, std::int64_t multiple) { return (a +
 // head size of 64, keys and values packed are 32 KiB each, and everything a task holds is within a second-level cache
 // of 512 KiB.
 struct AttentionTiles {
-    AttentionTiles(const Kernels& kernels, std::int64_t head_size)
-        : panel_rows(kernels.tile_rows),
-          panel_columns(kernels.tile_columns),
+    AttentionTiles(const Products& table, std::int64_t head_size)
+        : products(table),
+          panel_rows(table.tile_rows),
+          panel_columns(table.tile_columns),
           depth(head_size),
-          padded(ceil_to(head_size, kernels.tile_columns)),
-          queries(ceil_to(96, kernels.tile_rows)),
-          keys(ceil_to(128, kernels.tile_columns)),
-          key_rows(keys / kernels.tile_rows * kernels.tile_rows) {}
+          padded(ceil_to(head_size, table.tile_columns)),
+          queries(ceil_to(96, table.tile_rows)),
+          keys(ceil_to(128, table.tile_columns)),
+          key_rows(keys / table.tile_rows * table.tile_rows) {}
 
-    static std::int64_t panel(std::int64_t k, std::int64_t width) { return ceil_to(k * width, kPanelAlignment); }
+    std::int64_t panel(std::int64_t k, std::int64_t width) const {
+        return ceil_to(products.words(k) * width, kPanelAlignment);
+    }
+    void multiply(std::int64_t k, const float* a, const float* b, float* c, std::int64_t ldc, bool accumulate) const {
+        products.matmul_tile(products.words(k), a, b, c, ldc, accumulate);
+    }
     std::int64_t query_panel() const { return panel(depth, panel_rows); }    // q or dout, left operand
     std::int64_t key_panel() const { return panel(depth, panel_columns); }   // k or v, right operand of scores
     std::int64_t value_panel() const { return panel(keys, panel_columns); }  // v or k, right operand of sums over keys
@@ -38,6 +44,7 @@ struct AttentionTiles {
     std::int64_t key_panels() const { return keys / panel_columns; }
     std::int64_t depth_panels() const { return padded / panel_columns; }
 
+    const Products products;
     std::int64_t panel_rows, panel_columns;
     std::int64_t depth, padded;  // head size, and rounded up to whole tiles
     std::int64_t queries, keys;  // per tile
@@ -97,24 +104,30 @@ struct AttentionHead {
 
 // Packs `rows` rows of head_size elements (ld apart) as panels of `width` rows each, `stride` floats apart: an operand
 // whose product runs over the head size.
-inline void pack_rows(const Kernels& kernels, float* panels, const Tensor& source, std::int64_t ld, std::int64_t rows,
+inline void pack_rows(const Products& products, float* panels, const Tensor& source, std::int64_t ld, std::int64_t rows,
                       std::int64_t width, std::int64_t depth, std::int64_t stride) {
-    const auto kernel = kernels.pack_along[static_cast<int>(source.dtype)];
+    const auto kernel = products.pack_along[static_cast<int>(source.dtype)];
     for (std::int64_t row = 0; row < rows; row += width)
         kernel(panels + row / width * stride, source.at(row * ld).data, ld, depth, std::min(width, rows - row), width);
 }
 
 // Packs the same rows as panels of `width` columns of the head size: an operand whose product runs over the rows.
-inline void pack_columns(const Kernels& kernels, float* panels, const Tensor& source, std::int64_t ld,
+inline void pack_columns(const Products& products, float* panels, const Tensor& source, std::int64_t ld,
                          std::int64_t rows, std::int64_t width, std::int64_t depth, std::int64_t stride) {
-    const auto kernel = kernels.pack_across[static_cast<int>(source.dtype)];
+    const auto kernel = products.pack_across[static_cast<int>(source.dtype)];
     for (std::int64_t column = 0; column < depth; column += width)
         kernel(panels + column / width * stride, source.at(column).data, ld, rows, std::min(width, depth - column),
                width);
 }
 
+// How the products of an attention are made: all of them from bf16 where q, k and v (and dout) are. Weights and their
+// gradients are then rounded to bf16 as they are packed; softmax and all sums stay fp32.
+inline Products attention_products(const Kernels& kernels, const Attention& attention) {
+    return kernels.products(attention.q.dtype, attention.k.dtype);
+}
+
 // Floats of a thread's scratch that the forward pass takes.
-std::int64_t forward_floats(const Kernels& kernels, std::int64_t head_size);
+std::int64_t forward_floats(const AttentionTiles& tiles);
 
 // Throws Error, naming the operation, where sizes do not fit together.
 void check_attention(const Attention& attention, const char* operation);

@@ -73,8 +73,9 @@ public:
                          std::int64_t width, std::int64_t vocabulary_begin, Queue*) override;
     void loss_forward(StepScalars* scalars, float* lse, const float* statistics, std::int64_t slices,
                       const std::int32_t* targets, std::int64_t rows, Queue*) override;
-    void loss_backward(Tensor logits, const float* lse, const std::int32_t* targets, const StepScalars* scalars,
-                       std::int64_t rows, std::int64_t width, std::int64_t vocabulary_begin, Queue*) override;
+    void loss_backward(Tensor dlogits, std::int64_t ld_dlogits, Tensor logits, const float* lse,
+                       const std::int32_t* targets, const StepScalars* scalars, std::int64_t rows, std::int64_t width,
+                       std::int64_t vocabulary_begin, Queue*) override;
 
     void sum_squares(double* sum, Tensor x, std::int64_t n, Queue*) override;
     void finish_norm(StepScalars* scalars, const double* sum, double limit, double loss_scale, Queue*) override;

@@ -96,8 +96,9 @@ void CpuDevice::loss_forward(StepScalars* scalars, float* lse, const float* stat
     }
 }
 
-void CpuDevice::loss_backward(Tensor logits, const float* lse, const std::int32_t* targets, const StepScalars* scalars,
-                              std::int64_t rows, std::int64_t width, std::int64_t vocabulary_begin, Queue*) {
+void CpuDevice::loss_backward(Tensor dlogits, std::int64_t ld_dlogits, Tensor logits, const float* lse,
+                              const std::int32_t* targets, const StepScalars* scalars, std::int64_t rows,
+                              std::int64_t width, std::int64_t vocabulary_begin, Queue*) {
     const float scale = static_cast<float>(scalars->gradient_scale);
     const std::int64_t step = rows_per_task(width);
     parallel_for(workspace_.threads(), ceil_div(rows, step), [=](std::int64_t task, int thread) {
@@ -105,17 +106,19 @@ void CpuDevice::loss_backward(Tensor logits, const float* lse, const std::int32_
         for (std::int64_t row = task * step; row < std::min(rows, (task + 1) * step); ++row)
             for (std::int64_t column = 0; column < width; column += kPiece) {
                 const std::int64_t n = std::min(kPiece, width - column);
-                const std::int64_t first = row * width + column;
-                float* const values = update_row(kernels_, logits, first, n, scratch);
+                const std::int64_t out = row * ld_dlogits + column;
+                // A piece is read whole before it is written, and ends no later there than here: rows may overlap.
+                const float* const x = read_row(kernels_, logits, row * width + column, n, scratch);
+                float* const values = output_row(dlogits, out, scratch);
                 if (targets[row] == kIgnored) {
                     std::fill(values, values + n, 0.0f);
                 } else {
-                    kernels_.exp_sum(values, values, 1.0f, lse[row], n);
+                    kernels_.exp_sum(values, x, 1.0f, lse[row], n);
                     const std::int64_t target = targets[row] - vocabulary_begin - column;
                     if (target >= 0 && target < n) values[target] -= 1.0f;
                     kernels_.scale(values, scale, n);
                 }
-                write_row(kernels_, logits, first, n, values);
+                write_row(kernels_, dlogits, out, n, values);
             }
     });
 }

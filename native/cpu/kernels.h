@@ -17,6 +17,28 @@ struct AdamWRow {
     float eps, step_size, correction2, decay, gradient_factor;
 };
 
+// Products from packed panels of 32-bit words: tiles, cache blocks, packing. A panel of width w holds, for each step of
+// `word_depth` elements of k, a word of each of its w vectors: one float, or a pair of bf16 whose earlier one is in the
+// lower half, padded with zeros. (float* is how a word's address is written, whatever the word holds.)
+struct Products {
+    std::int64_t word_depth;
+    std::int64_t tile_rows, tile_columns;
+    std::int64_t block_rows, block_depth, block_columns;  // block_depth counts elements of k, a multiple of word_depth
+    // c (tile_rows, tile_columns) = a * b, or += with accumulate, from `words` steps. One fp32 accumulator per element,
+    // k ascending.
+    void (*matmul_tile)(std::int64_t words, const float* a, const float* b, float* c, std::int64_t ldc,
+                        bool accumulate);
+    // One panel, from k elements of `width` <= panel_width vectors; see below. fp32 sources are rounded where a word
+    // holds less. Null for a storage type that this product is not for.
+    void (*pack_along[kDTypes])(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width,
+                                std::int64_t panel_width);
+    void (*pack_across[kDTypes])(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width,
+                                 std::int64_t panel_width);
+    double (*peak_flops)(std::int64_t repeats, float* sink);
+
+    std::int64_t words(std::int64_t k) const { return (k + word_depth - 1) / word_depth; }
+};
+
 struct Kernels {
     const char* name;
 
@@ -39,6 +61,10 @@ struct Kernels {
     // `repeats` rounds of independent fused multiply-adds on registers, for measuring the peak. Returns the FLOPs done;
     // sink has room for one vector (64 floats are enough for any).
     double (*peak_flops)(std::int64_t repeats, float* sink);
+
+    // Products of two bf16 operands without widening them. A table whose instruction set has no such arithmetic leaves
+    // all of it null: its bf16 operands are widened as they are packed.
+    Products bf16;
 
     // --- storage types --------------------------------------------------------------------------
     void (*widen[kDTypes])(float* y, const void* x, std::int64_t n);   // [fp32] copies
@@ -75,6 +101,18 @@ struct Kernels {
     // --- optimizer --------------------------------------------------------------------------------
     double (*sum_squares)(const float* x, std::int64_t n);  // float64 inside
     void (*adamw)(float* master, float* m, float* v, const float* gradient, std::int64_t n, const AdamWRow* row);
+
+    // How operands of these types are multiplied.
+    Products products(DType a, DType b) const {
+        if (a == DType::bf16 && b == DType::bf16 && bf16.matmul_tile != nullptr) return bf16;
+        Products widened{1,           tile_rows, tile_columns, block_rows, block_depth, block_columns,
+                         matmul_tile, {},        {},           peak_flops};
+        for (int type = 0; type < kDTypes; ++type) {
+            widened.pack_along[type] = pack_along[type];
+            widened.pack_across[type] = pack_across[type];
+        }
+        return widened;
+    }
 };
 
 // Each fills the whole table (scalar) or overwrites its part of one that is already filled.
@@ -84,6 +122,9 @@ void fill_avx2(Kernels*);
 #endif
 #ifdef PYTRAIN_BUILD_AVX512
 void fill_avx512(Kernels*);
+#endif
+#ifdef PYTRAIN_BUILD_AVX512_BF16
+void fill_avx512_bf16(Kernels*);  // over the table of avx512
 #endif
 #ifdef PYTRAIN_BUILD_NEON
 void fill_neon(Kernels*);

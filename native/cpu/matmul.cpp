@@ -22,8 +22,12 @@ constexpr int64_t kRegionColumns = 3072;
 constexpr int64_t kSkinnyRows = 32;
 // Tasks are made smaller until a region has this many (or they are down to a few tiles): enough for 64 threads.
 constexpr int64_t kEnoughTasks = 128;
-// Vectors (rows of op(a), columns of op(b)) that one packing task takes: some microseconds of work.
+// Vectors (rows of op(a), columns of op(b)) that one packing task takes: some microseconds of work. Across, each row of
+// the source gives a piece as long as this: short ones would leave memory waiting, so tasks are larger unless there
+// are too few of them for the threads.
 constexpr int64_t kPackVectors = 64;
+constexpr int64_t kMostPackVectors = 512;
+constexpr int64_t kPackTasksPerThread = 4;
 // Rows of a source that are packed across at a time; 16 rows of a panel of any width are whole cache lines.
 constexpr int64_t kPackRows = 16;
 
@@ -33,45 +37,60 @@ constexpr int64_t kAlignFloats = 16;  // 64 bytes, what kernels.h promises of pa
 
 // Where everything lies in the workspace, from the table alone.
 struct Room {
-    explicit Room(const Kernels& kernels)
-        : region_rows(round_up(kRegionRows, kernels.tile_rows)),
-          region_columns(round_up(kRegionColumns, kernels.tile_columns)),
-          a_panel(round_up(kernels.tile_rows * kernels.block_depth, kAlignFloats)),
-          b_panel(round_up(kernels.tile_columns * kernels.block_depth, kAlignFloats)),
-          a_floats(region_rows / kernels.tile_rows * a_panel),
-          b_floats(region_columns / kernels.tile_columns * b_panel),
-          tile_floats(round_up(kernels.tile_rows * kernels.tile_columns, kAlignFloats)),
-          row_floats(round_up(kernels.block_columns, kAlignFloats)) {}
+    explicit Room(const Products& table)
+        : region_rows(round_up(kRegionRows, table.tile_rows)),
+          region_columns(round_up(kRegionColumns, table.tile_columns)),
+          a_panel(round_up(table.tile_rows * table.words(table.block_depth), kAlignFloats) + kAlignFloats),
+          b_panel(round_up(table.tile_columns * table.words(table.block_depth), kAlignFloats) + kAlignFloats),
+          a_floats(region_rows / table.tile_rows * a_panel),
+          b_floats(region_columns / table.tile_columns * b_panel),
+          tile_floats(round_up(table.tile_rows * table.tile_columns, kAlignFloats)),
+          row_floats(round_up(table.block_columns, kAlignFloats)),
+          block_floats(round_up(table.block_rows * table.block_columns, kAlignFloats)) {}
+
+    int64_t shared() const { return a_floats + b_floats + region_rows * region_columns; }
+    int64_t thread() const { return b_panel + tile_floats + 2 * row_floats + block_floats; }
 
     int64_t region_rows, region_columns;
-    int64_t a_panel, b_panel;    // floats from one panel to the next
+    int64_t a_panel, b_panel;    // floats from one panel to the next: no power of two, which would share cache sets
     int64_t a_floats, b_floats;  // shared: panels of a, panels of b, then sums (region_rows, region_columns)
-    int64_t tile_floats;         // thread: a panel of b, a tile, then two rows of a task
-    int64_t row_floats;
+    int64_t tile_floats;         // thread: a panel of b, a tile, two rows of a task, then the sums of one
+    int64_t row_floats, block_floats;
 };
+
+// Where a 16-bit c is summed in fp32: in the thread's own scratch where one block of k is all there is, so that the
+// sums are rounded before they leave the second-level cache; else in the workspace, from block to block.
+enum class Sums : std::uint8_t { in_place, thread, shared };
+
+Sums choose_sums(const Matmul& product, const Products& table) {
+    if (product.c.dtype == DType::fp32) return Sums::in_place;
+    return product.k <= table.block_depth ? Sums::thread : Sums::shared;
+}
 
 // One product on its way through the loops; `first_row` to `depth` say where it stands.
 struct Run {
     Run(const Kernels& table, Workspace& space, const Matmul& asked)
         : kernels(table),
+          products(table.products(asked.a.dtype, asked.b.dtype)),
           workspace(space),
           product(asked),
-          room(table),
-          shared_sums(asked.c.dtype != DType::fp32),
+          room(products),
+          sums(choose_sums(asked, products)),
           skinny(asked.m <= kSkinnyRows) {}
 
     const Kernels& kernels;
+    const Products products;
     Workspace& workspace;
     const Matmul& product;
     const Room room;
-    const bool shared_sums;  // a 16-bit c is summed in fp32, beside
+    const Sums sums;
     const bool skinny;
     int64_t first_row = 0, rows = 0, first_column = 0, columns = 0;  // the region
     int64_t first_depth = 0, depth = 0;                              // the block of k
 
     float* a_panels() const { return workspace.shared(); }
     float* b_panels() const { return workspace.shared() + room.a_floats; }
-    float* sums() const { return workspace.shared() + room.a_floats + room.b_floats; }
+    float* shared_sums() const { return workspace.shared() + room.a_floats + room.b_floats; }
     bool first_block() const { return first_depth == 0; }
     bool last_block() const { return first_depth + depth == product.k; }
 };
@@ -83,27 +102,27 @@ struct Operand {
     bool along;              // k is the contiguous dimension as stored
     int64_t first, vectors;  // of the region
     int64_t tile;            // vectors of a panel
-    int64_t stride;          // floats from one panel to the next
+    int64_t stride;          // words from one panel to the next
 };
 
 Operand operand_a(const Run& run) {
     const Matmul& product = run.product;
     return {product.a,       product.lda, product.transpose_a == Transpose::no,
-            run.first_row,   run.rows,    run.kernels.tile_rows,
+            run.first_row,   run.rows,    run.products.tile_rows,
             run.room.a_panel};
 }
 
 Operand operand_b(const Run& run) {
     const Matmul& product = run.product;
     return {product.b,        product.ldb, product.transpose_b == Transpose::yes,
-            run.first_column, run.columns, run.kernels.tile_columns,
+            run.first_column, run.columns, run.products.tile_columns,
             run.room.b_panel};
 }
 
 // Packs panels [begin, end) of the region's block of k; panel `begin` goes to `panels`.
 void pack_panels(const Run& run, const Operand& operand, float* panels, int64_t begin, int64_t end) {
     const auto type = static_cast<int>(operand.source.dtype);
-    const auto kernel = operand.along ? run.kernels.pack_along[type] : run.kernels.pack_across[type];
+    const auto kernel = operand.along ? run.products.pack_along[type] : run.products.pack_across[type];
     // Rows of the source a power of two apart fall into the same few sets of a cache: their lines, which reach into the
     // next panels, would be gone again before those are packed. So a few rows are spread over all panels before the
     // next few.
@@ -112,17 +131,25 @@ void pack_panels(const Run& run, const Operand& operand, float* panels, int64_t 
         for (int64_t panel = begin; panel < end; ++panel) {
             const int64_t vector = operand.first + panel * operand.tile, k = run.first_depth + p;
             const int64_t offset = operand.along ? vector * operand.ld + k : k * operand.ld + vector;
-            kernel(panels + (panel - begin) * operand.stride + p * operand.tile, operand.source.at(offset).data,
-                   operand.ld, std::min(step, run.depth - p),
+            kernel(panels + (panel - begin) * operand.stride + run.products.words(p) * operand.tile,
+                   operand.source.at(offset).data, operand.ld, std::min(step, run.depth - p),
                    std::min(operand.tile, operand.vectors - panel * operand.tile), operand.tile);
         }
+}
+
+// Panels of one packing task. What is packed does not depend on it.
+int64_t panels_per_task(const Run& run, const Operand& operand) {
+    int64_t vectors = kPackVectors;
+    while (!operand.along && vectors < kMostPackVectors &&
+           operand.vectors >= 2 * vectors * kPackTasksPerThread * run.workspace.threads())
+        vectors *= 2;
+    return std::max<int64_t>(1, vectors / operand.tile);
 }
 
 void pack_region(const Run& run) {
     const Operand a = operand_a(run), b = operand_b(run);
     const int64_t a_panels = ceil_divide(a.vectors, a.tile), b_panels = run.skinny ? 0 : ceil_divide(b.vectors, b.tile);
-    const int64_t a_step = std::max<int64_t>(1, kPackVectors / a.tile),
-                  b_step = std::max<int64_t>(1, kPackVectors / b.tile);
+    const int64_t a_step = panels_per_task(run, a), b_step = panels_per_task(run, b);
     const int64_t a_tasks = ceil_divide(a_panels, a_step);
     parallel_for(run.workspace.threads(), a_tasks + ceil_divide(b_panels, b_step), [&](int64_t task, int) {
         const bool first = task < a_tasks;
@@ -134,28 +161,55 @@ void pack_region(const Run& run) {
     });
 }
 
+// A task: rows and columns of the region, and the thread's scratch. `sums` begins at (row_begin, column_begin).
+struct Task {
+    int64_t row_begin, row_end, column_begin, column_end;
+    float *panel, *tile, *row;  // see Room
+    float* sums;
+    int64_t sums_stride;
+
+    float* sum(int64_t row_index, int64_t column) const {
+        return sums + (row_index - row_begin) * sums_stride + column - column_begin;
+    }
+};
+
+Task make_task(const Run& run, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
+               int thread) {
+    Task task{row_begin, row_end, column_begin, column_end, run.workspace.thread(thread), nullptr, nullptr, nullptr, 0};
+    task.tile = task.panel + run.room.b_panel;
+    task.row = task.tile + run.room.tile_floats;
+    if (run.sums == Sums::thread) {
+        task.sums = task.row + 2 * run.room.row_floats;
+        task.sums_stride = run.products.block_columns;
+    } else if (run.sums == Sums::shared) {
+        task.sums = run.shared_sums() + row_begin * run.room.region_columns + column_begin;
+        task.sums_stride = run.room.region_columns;
+    }
+    return task;
+}
+
 // One tile at (row, column) of the region. A tile that c cuts off is computed beside it.
-void compute_tile(const Run& run, float* scratch, const float* a, const float* b, int64_t row, int64_t column) {
-    const Kernels& kernels = run.kernels;
-    if (run.shared_sums) {  // padded to whole tiles
-        float* out = run.sums() + row * run.room.region_columns + column;
-        kernels.matmul_tile(run.depth, a, b, out, run.room.region_columns, !run.first_block());
+void compute_tile(const Run& run, const Task& task, const float* a, const float* b, int64_t row, int64_t column) {
+    const Products& table = run.products;
+    const int64_t words = table.words(run.depth);
+    if (run.sums != Sums::in_place) {  // padded to whole tiles
+        table.matmul_tile(words, a, b, task.sum(row, column), task.sums_stride, !run.first_block());
         return;
     }
     const bool accumulate = run.product.accumulate || !run.first_block();
     const int64_t ldc = run.product.ldc;
     float* out = static_cast<float*>(run.product.c.data) + (run.first_row + row) * ldc + run.first_column + column;
-    const int64_t rows = std::min(kernels.tile_rows, run.rows - row);
-    const int64_t columns = std::min(kernels.tile_columns, run.columns - column);
-    if (rows == kernels.tile_rows && columns == kernels.tile_columns) {
-        kernels.matmul_tile(run.depth, a, b, out, ldc, accumulate);
+    const int64_t rows = std::min(table.tile_rows, run.rows - row);
+    const int64_t columns = std::min(table.tile_columns, run.columns - column);
+    if (rows == table.tile_rows && columns == table.tile_columns) {
+        table.matmul_tile(words, a, b, out, ldc, accumulate);
         return;
     }
-    const auto copy = kernels.widen[static_cast<int>(DType::fp32)];
+    const auto copy = run.kernels.widen[static_cast<int>(DType::fp32)];
     if (accumulate)
-        for (int64_t i = 0; i < rows; ++i) copy(scratch + i * kernels.tile_columns, out + i * ldc, columns);
-    kernels.matmul_tile(run.depth, a, b, scratch, kernels.tile_columns, accumulate);
-    for (int64_t i = 0; i < rows; ++i) copy(out + i * ldc, scratch + i * kernels.tile_columns, columns);
+        for (int64_t i = 0; i < rows; ++i) copy(task.tile + i * table.tile_columns, out + i * ldc, columns);
+    table.matmul_tile(words, a, b, task.tile, table.tile_columns, accumulate);
+    for (int64_t i = 0; i < rows; ++i) copy(out + i * ldc, task.tile + i * table.tile_columns, columns);
 }
 
 // Adds `source` (n) to row (n).
@@ -184,64 +238,62 @@ void activate_row(const Kernels& kernels, const Tensor& activated, const Tensor&
 }
 
 // After the last block of k, while a task's block of c is in cache: accumulate, bias, residual, rounding, activation.
-void finish_block(const Run& run, float* scratch, int64_t row_begin, int64_t row_end, int64_t column, int64_t n) {
+void finish_task(const Run& run, const Task& task) {
     const Kernels& kernels = run.kernels;
     const Matmul& product = run.product;
-    const bool activate = product.activation != Activation::none;
-    if (!run.shared_sums && !product.bias && !product.residual && !activate) return;
-    float* bias = scratch + run.room.row_floats;
-    const int64_t j = run.first_column + column;
+    const bool beside = run.sums != Sums::in_place, activate = product.activation != Activation::none;
+    if (!beside && !product.bias && !product.residual && !activate) return;
+    float* const scratch = task.row;
+    float* const bias = scratch + run.room.row_floats;
+    const int64_t j = run.first_column + task.column_begin, n = task.column_end - task.column_begin;
     if (product.bias) kernels.widen[static_cast<int>(product.bias.dtype)](bias, product.bias.at(j).data, n);
-    for (int64_t i = row_begin; i < row_end; ++i) {
+    for (int64_t i = task.row_begin; i < task.row_end; ++i) {
         const int64_t row = run.first_row + i;
         const Tensor c = product.c.at(row * product.ldc + j);
-        float* sum = run.shared_sums ? run.sums() + i * run.room.region_columns + column : static_cast<float*>(c.data);
-        if (run.shared_sums && product.accumulate) add_row(kernels, sum, c, n, scratch);
+        float* sum = beside ? task.sum(i, task.column_begin) : static_cast<float*>(c.data);
+        if (beside && product.accumulate) add_row(kernels, sum, c, n, scratch);
         if (product.bias) kernels.add(sum, bias, n);
         if (product.residual) add_row(kernels, sum, product.residual.at(row * product.ldresidual + j), n, scratch);
-        if (run.shared_sums) kernels.narrow[static_cast<int>(c.dtype)](c.data, sum, n);
+        if (beside) kernels.narrow[static_cast<int>(c.dtype)](c.data, sum, n);
         if (activate) activate_row(kernels, product.activated.at(row * product.ldactivated + j), c, n, scratch);
     }
 }
 
-// Rows [row_begin, row_end) and columns [column_begin, column_end) of the region, one block of k.
-void compute_block(const Run& run, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
-                   int thread) {
-    const int64_t tile_rows = run.kernels.tile_rows, tile_columns = run.kernels.tile_columns;
-    float* own_panel = run.workspace.thread(thread);
-    float* tile = own_panel + run.room.b_panel;
+// One block of k.
+void compute_task(const Run& run, const Task& task) {
+    const int64_t tile_rows = run.products.tile_rows, tile_columns = run.products.tile_columns;
     const auto a_panel = [&](int64_t row) { return run.a_panels() + row / tile_rows * run.room.a_panel; };
     if (run.skinny) {
-        for (int64_t column = column_begin; column < column_end; column += tile_columns) {
-            pack_panels(run, operand_b(run), own_panel, column / tile_columns, column / tile_columns + 1);
-            for (int64_t row = row_begin; row < row_end; row += tile_rows)
-                compute_tile(run, tile, a_panel(row), own_panel, row, column);
+        for (int64_t column = task.column_begin; column < task.column_end; column += tile_columns) {
+            pack_panels(run, operand_b(run), task.panel, column / tile_columns, column / tile_columns + 1);
+            for (int64_t row = task.row_begin; row < task.row_end; row += tile_rows)
+                compute_tile(run, task, a_panel(row), task.panel, row, column);
         }
     } else {
         // A panel of a is read from the first-level cache by every tile of its row, those of b stream from the second.
-        for (int64_t row = row_begin; row < row_end; row += tile_rows)
-            for (int64_t column = column_begin; column < column_end; column += tile_columns)
-                compute_tile(run, tile, a_panel(row), run.b_panels() + column / tile_columns * run.room.b_panel, row,
+        for (int64_t row = task.row_begin; row < task.row_end; row += tile_rows)
+            for (int64_t column = task.column_begin; column < task.column_end; column += tile_columns)
+                compute_tile(run, task, a_panel(row), run.b_panels() + column / tile_columns * run.room.b_panel, row,
                              column);
     }
-    if (run.last_block())
-        finish_block(run, tile + run.room.tile_floats, row_begin, row_end, column_begin, column_end - column_begin);
+    if (run.last_block()) finish_task(run, task);
 }
 
 void compute_region(const Run& run) {
-    int64_t task_rows = std::min(run.kernels.block_rows, round_up(run.rows, run.kernels.tile_rows));
-    int64_t task_columns = run.kernels.block_columns;
+    const Products& table = run.products;
+    int64_t task_rows = std::min(table.block_rows, round_up(run.rows, table.tile_rows));
+    int64_t task_columns = table.block_columns;
     const auto tasks = [&] { return ceil_divide(run.rows, task_rows) * ceil_divide(run.columns, task_columns); };
-    while (tasks() < kEnoughTasks && task_columns > 2 * run.kernels.tile_columns)
-        task_columns = round_up(task_columns / 2, run.kernels.tile_columns);
-    while (tasks() < kEnoughTasks && task_rows > 4 * run.kernels.tile_rows)
-        task_rows = round_up(task_rows / 2, run.kernels.tile_rows);
+    while (tasks() < kEnoughTasks && task_columns > 2 * table.tile_columns)
+        task_columns = round_up(task_columns / 2, table.tile_columns);
+    while (tasks() < kEnoughTasks && task_rows > 4 * table.tile_rows)
+        task_rows = round_up(task_rows / 2, table.tile_rows);
     const int64_t down = ceil_divide(run.rows, task_rows);
     parallel_for(run.workspace.threads(), tasks(), [&](int64_t task, int thread) {
         // Neighbours in time share their columns, whose panels are the larger part of a task's reading.
         const int64_t row = task % down * task_rows, column = task / down * task_columns;
-        compute_block(run, row, std::min(row + task_rows, run.rows), column,
-                      std::min(column + task_columns, run.columns), thread);
+        compute_task(run, make_task(run, row, std::min(row + task_rows, run.rows), column,
+                                    std::min(column + task_columns, run.columns), thread));
     });
 }
 
@@ -256,10 +308,9 @@ void check_product(const Matmul& product) {
 }  // namespace
 
 WorkspaceNeed matmul_workspace(const Kernels& kernels) {
-    const Room room(kernels);
-    const int64_t thread = room.b_panel + room.tile_floats + 2 * room.row_floats;
-    const int64_t shared = room.a_floats + room.b_floats + room.region_rows * room.region_columns;
-    return {static_cast<std::size_t>(thread), static_cast<std::size_t>(shared)};
+    const Room fp32(kernels.products(DType::fp32, DType::fp32)), bf16(kernels.products(DType::bf16, DType::bf16));
+    return {static_cast<std::size_t>(std::max(fp32.thread(), bf16.thread())),
+            static_cast<std::size_t>(std::max(fp32.shared(), bf16.shared()))};
 }
 
 void matmul(const Kernels& kernels, Workspace& workspace, const Matmul& product) {
@@ -267,18 +318,19 @@ void matmul(const Kernels& kernels, Workspace& workspace, const Matmul& product)
     workspace.require(matmul_workspace(kernels), "matmul");
     if (product.m == 0 || product.n == 0) return;
     Run run(kernels, workspace, product);
+    const Products& table = run.products;
     // Regions of nearly equal size, rather than a thin last one.
     const int64_t down = ceil_divide(product.m, run.room.region_rows),
                   across = ceil_divide(product.n, run.room.region_columns);
-    const int64_t region_rows = round_up(ceil_divide(product.m, down), kernels.tile_rows);
-    const int64_t region_columns = round_up(ceil_divide(product.n, across), kernels.tile_columns);
+    const int64_t region_rows = round_up(ceil_divide(product.m, down), table.tile_rows);
+    const int64_t region_columns = round_up(ceil_divide(product.n, across), table.tile_columns);
     for (run.first_column = 0; run.first_column < product.n; run.first_column += region_columns) {
         run.columns = std::min(region_columns, product.n - run.first_column);
         for (run.first_row = 0; run.first_row < product.m; run.first_row += region_rows) {
             run.rows = std::min(region_rows, product.m - run.first_row);
             run.first_depth = 0;
             do {  // once even for k = 0: the sum is then zero, and the rest still to be done
-                run.depth = std::min(kernels.block_depth, product.k - run.first_depth);
+                run.depth = std::min(table.block_depth, product.k - run.first_depth);
                 pack_region(run);
                 compute_region(run);
                 run.first_depth += run.depth;

@@ -20,6 +20,15 @@ constexpr auto kFillAvx512 = fill_avx512;
 #else
 constexpr void (*kFillAvx512)(Kernels*) = nullptr;
 #endif
+#if defined(PYTRAIN_BUILD_AVX512) && defined(PYTRAIN_BUILD_AVX512_BF16)
+void fill_both_avx512(Kernels* kernels) {
+    fill_avx512(kernels);
+    fill_avx512_bf16(kernels);
+}
+constexpr auto kFillAvx512Bf16 = fill_both_avx512;
+#else
+constexpr void (*kFillAvx512Bf16)(Kernels*) = nullptr;
+#endif
 #elif defined(__aarch64__)
 #ifdef PYTRAIN_BUILD_NEON
 constexpr auto kFillNeon = fill_neon;
@@ -76,6 +85,7 @@ Kernels choose() {
 std::vector<Isa> list_isas(const Features& features) {
     std::vector<Isa> isas;
 #if defined(__x86_64__)
+    isas.push_back({"avx512_bf16", "AVX-512 (F, BW, VL, DQ, BF16)", kFillAvx512Bf16, features.avx512_bf16});
     isas.push_back({"avx512", "AVX-512 (F, BW, VL, DQ)", kFillAvx512, features.avx512});
     isas.push_back({"avx2", "AVX2, FMA and F16C", kFillAvx2, features.avx2});
 #elif defined(__aarch64__)

@@ -15,11 +15,13 @@ std::int64_t aligned_bytes(std::int64_t elements, DType dtype) {
 
 // Sizes that this rank sees, in elements of one micro-batch.
 struct Sizes {
-    std::int64_t rows, hidden, heads, query, qkv, ffn, vocabulary, scores;
+    std::int64_t rows, hidden, stream_rows, stream, heads, query, qkv, ffn, vocabulary, scores;
     Sizes(const Shape& shape, const StageConfig& config) {
         const HeadRange part = head_range(shape, config.tp_rank, config.tp_size);
         rows = config.batch * config.length;
         hidden = rows * shape.hidden;
+        stream_rows = pytrain::stream_rows(config).size();
+        stream = stream_rows * shape.hidden;
         heads = part.heads.size();
         query = rows * heads * shape.head_size;
         qkv = query + 2 * rows * part.kv_heads.size() * shape.head_size;
@@ -28,11 +30,25 @@ struct Sizes {
         scores = rows * heads;
     }
 };
+
+// Rows of a chunk of logits. Chosen ones are of nearly equal size.
+std::int64_t head_rows(const StageConfig& config, std::int64_t rows, std::int64_t vocabulary) {
+    if (config.head_chunk > 0) return std::min(config.head_chunk, rows);
+    const std::int64_t row_bytes = vocabulary * static_cast<std::int64_t>(size_of(DType::fp32));
+    const std::int64_t most = std::max<std::int64_t>(1, kLogitsBytes / std::max<std::int64_t>(1, row_bytes));
+    const std::int64_t chunks = (rows + most - 1) / most;
+    return (rows + chunks - 1) / chunks;
+}
 }  // namespace
 
 const char* name_of(Lifetime lifetime) {
     constexpr const char* names[] = {"forward_backward", "forward_weight", "backward_weight", "operation"};
     return names[static_cast<int>(lifetime)];
+}
+
+Range stream_rows(const StageConfig& config) {
+    const std::int64_t rows = config.batch * config.length;
+    return config.gathers() ? balanced(rows, config.tp_rank, config.tp_size) : Range{0, rows};
 }
 
 Place Arena::add(const std::string& name, Lifetime lifetime, std::int64_t elements, DType dtype, std::int64_t copies) {
@@ -49,8 +65,11 @@ Arena::Arena(const Shape& shape, const Policy& policy, const StageConfig& config
     const Ops all(shape.layers);
     check(static_cast<std::int64_t>(config.recompute.size()) == shape.layers, "recompute has ", config.recompute.size(),
           " entries for ", shape.layers, " layers");
-    check(config.batch >= 1 && config.length >= 1 && config.slots >= 1 && config.head_chunk >= 1,
-          "batch, length, slots and head_chunk of a stage must be at least 1");
+    check(config.batch >= 1 && config.length >= 1 && config.slots >= 1,
+          "batch, length and slots of a stage must be at least 1");
+    check(config.head_chunk >= 0, "head_chunk of a stage must be at least 1, or 0 to have it chosen");
+    check(!config.gathers() || config.batch * config.length >= config.tp_size, "sequence parallelism of ",
+          config.tp_size, " ranks needs as many tokens in a micro-batch, which has ", config.batch * config.length);
     check(config.length <= shape.context || !shape.learned_positions, "sequences of ", config.length,
           " tokens are longer than model.context = ", shape.context);
     for (const std::int64_t edge : {config.first_op, config.last_op}) {
@@ -59,8 +78,8 @@ Arena::Arena(const Shape& shape, const Policy& policy, const StageConfig& config
               ": only the residual stream passes between stages");
     }
     ops.resize(static_cast<std::size_t>(config.last_op - config.first_op));
-    plan_ends(shape, policy, config);
     plan_shared(shape, policy, config);
+    plan_ends(shape, policy, config);
     for (std::int64_t layer = 0; layer < shape.layers; ++layer) plan_layer(shape, policy, config, layer);
 }
 
@@ -74,13 +93,13 @@ void Arena::plan_ends(const Shape& shape, const Policy& policy, const StageConfi
     targets = slot("targets", size.rows, DType::fp32);
     positions = slot("positions", size.rows, DType::fp32);
     document_starts = slot("document_starts", size.rows, DType::fp32);
-    if (config.last_op <= all.final_norm()) output = slot("output", size.hidden, policy.activations);
+    if (config.last_op <= all.final_norm()) output = slot("output", size.stream, policy.activations);
     if (config.last_op > all.final_norm()) {
         OpPlaces& norm = ops[static_cast<std::size_t>(all.final_norm() - config.first_op)];
-        norm.x = slot("final_norm.x", size.hidden, policy.activations);
-        norm.y = slot("final_norm.y", size.hidden, policy.activations);
-        norm.mean = slot("final_norm.mean", size.rows, DType::fp32);
-        norm.rstd = slot("final_norm.rstd", size.rows, DType::fp32);
+        norm.x = slot("final_norm.x", size.stream, policy.activations);
+        norm.y = config.gathers() ? gathered : slot("final_norm.y", size.hidden, policy.activations);
+        norm.mean = slot("final_norm.mean", size.stream_rows, DType::fp32);
+        norm.rstd = slot("final_norm.rstd", size.stream_rows, DType::fp32);
         statistics = slot("head.statistics", config.tp_size * size.rows * kHeadStatistics, DType::fp32);
         lse = slot("head.lse", size.rows, DType::fp32);
     }
@@ -92,9 +111,10 @@ void Arena::plan_shared(const Shape& shape, const Policy& policy, const StageCon
     const auto shared = [&](const char* name, std::int64_t elements, DType dtype) {
         return add(name, Lifetime::operation, elements, dtype, 1);
     };
+    head_chunk = head_rows(config, size.rows, size.vocabulary);
     if (config.tp_size > 1) partial = shared("partial", size.hidden, policy.activations);
-    if (config.last_op == all.count())
-        logits = shared("logits", std::min(config.head_chunk, size.rows) * size.vocabulary, DType::fp32);
+    if (config.gathers()) gathered = shared("gathered", size.hidden, policy.activations);
+    if (config.last_op == all.count()) logits = shared("logits", head_chunk * size.vocabulary, DType::fp32);
     if (!config.training) return;
     dresidual = shared("dresidual", size.hidden, policy.activations);
     dnorm = shared("dnorm", size.hidden, policy.activations);
@@ -158,12 +178,14 @@ void Arena::plan_layer(const Shape& shape, const Policy& policy, const StageConf
         if (kind == OpKind::norm) {
             // A layer's input is what full recompute starts from; so is a stage's.
             const bool input = !all.is_second_norm(op) || op == config.first_op;
-            places.x = keep(config.training && (most_own || input), name + "x", kept, size.hidden, act);
-            // Full recompute has both norms of a layer alive at once; selective rebuilds one at a time.
-            places.y = keep(all_own, mode == Recompute::selective ? "norm.y" : name + "y", Lifetime::forward_weight,
-                            size.hidden, act);
-            places.mean = keep(most_own, name + "mean", kept, size.rows, DType::fp32);
-            places.rstd = keep(most_own, name + "rstd", kept, size.rows, DType::fp32);
+            places.x = keep(config.training && (most_own || input), name + "x", kept, size.stream, act);
+            // Full recompute has both norms of a layer alive at once; selective rebuilds one at a time. Rows that have
+            // to be gathered again anyway are rebuilt where they are gathered: that costs what a copy would.
+            places.y = config.gathers() ? gathered
+                                        : keep(all_own, mode == Recompute::selective ? "norm.y" : name + "y",
+                                               Lifetime::forward_weight, size.hidden, act);
+            places.mean = keep(most_own, name + "mean", kept, size.stream_rows, DType::fp32);
+            places.rstd = keep(most_own, name + "rstd", kept, size.stream_rows, DType::fp32);
             continue;
         }
         if (kind == OpKind::attention) {
@@ -181,7 +203,7 @@ void Arena::plan_layer(const Shape& shape, const Policy& policy, const StageConf
                     config.defer_weight ? keep(true, name + "dup", Lifetime::backward_weight, up_elements, act) : dup_;
         }
         if (config.training && config.defer_weight)
-            places.dresidual = keep(true, name + "dresidual", Lifetime::backward_weight, size.hidden, act);
+            places.dresidual = keep(true, name + "dresidual", Lifetime::backward_weight, size.stream, act);
     }
 }
 

@@ -6,7 +6,8 @@
 //   forward_weight    F -> W, the inputs of weight products            (norm outputs, attention output, activations)
 //   backward_weight   B -> W, gradients of the products' outputs
 //   operation         within one op
-// A recompute policy moves what it can rebuild from the first two to `operation`.
+// A recompute policy moves what it can rebuild from the first two to `operation`. Under sequence parallelism what a
+// norm reads is as long as this rank's part of the rows, and what is gathered from all ranks lives in `operation`.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -29,13 +30,24 @@ enum class Recompute : std::uint8_t { none, selective, full };
 struct StageConfig {
     std::int64_t first_op, last_op;
     std::int64_t tp_rank = 0, tp_size = 1;
+    bool sequence_parallel = false;    // the residual stream and the norms on this rank's rows alone: stream_rows
     std::int64_t batch, length;        // sequences and tokens of a micro-batch
     std::int64_t slots = 1;            // micro-batches in flight
     bool training = true;              // else no backward: one layer's activations are kept
     bool defer_weight = false;         // backward_weight may come long after backward_input
     std::vector<Recompute> recompute;  // one per layer of the model
-    std::int64_t head_chunk = 256;     // rows of logits that exist at a time
+    std::int64_t head_chunk = 0;       // rows of logits that exist at a time; 0: as many as kLogitsBytes hold
+
+    bool gathers() const { return sequence_parallel && tp_size > 1; }
 };
+
+// Rows of the residual stream that this rank holds, of batch * length: all, or its part under sequence parallelism,
+// which cuts the flattened rows and not each sequence, so that one sequence is enough and no length has to divide.
+Range stream_rows(const StageConfig&);
+
+// Every chunk of logits packs the head's matrix twice and adds to the whole of its gradient, which is worth much more
+// memory than a chunk is, up to this much.
+constexpr std::int64_t kLogitsBytes = std::int64_t{128} << 20;
 
 // A named piece of the arena: offsets are bytes from its start.
 struct ArenaEntry {
@@ -49,14 +61,15 @@ struct ArenaEntry {
 constexpr std::int64_t kNone = -1;
 
 // Byte offsets (of slot 0) of what one op keeps; kNone where it has no such thing. Shared pieces have slot stride 0.
+// `stream` rows are those of stream_rows, `rows` all of the micro-batch.
 struct Place {
     std::int64_t offset = kNone, slot_stride = 0;
 };
 
 struct OpPlaces {
-    Place x;           // norm: residual stream that enters it (rows, hidden)
-    Place y;           // norm: output (rows, hidden)
-    Place mean, rstd;  // norm: (rows) fp32
+    Place x;           // norm: residual stream that enters it (stream, hidden)
+    Place y;           // norm: output (rows, hidden); under sequence parallelism the shared `gathered`, kept by nobody
+    Place mean, rstd;  // norm: (stream) fp32
     Place qkv;         // attention: (rows, (heads + 2 kv_heads) * head_size), rotated
     Place out;         // attention: (rows, heads * head_size)
     Place lse;         // attention: (batch, heads, length) fp32
@@ -64,7 +77,7 @@ struct OpPlaces {
     Place up;      // mlp: (rows, ffn) or (rows, 2 ffn) [gate | up], before the activation
     Place active;  // mlp: (rows, ffn)
     Place dup;
-    Place dresidual;  // attention, mlp: gradient of the op's output, kept for a deferred backward_weight
+    Place dresidual;  // attention, mlp: gradient of the op's output (stream, hidden), for a deferred backward_weight
 };
 
 struct Arena {
@@ -75,14 +88,17 @@ struct Arena {
     std::vector<OpPlaces> ops;  // indexed by op - first_op
     // One per slot
     Place tokens, targets, positions, document_starts;  // (rows) int32
-    Place output;                                       // residual stream that leaves the stage (rows, hidden)
+    Place output;                                       // residual stream that leaves the stage (stream, hidden)
     Place statistics, lse;                              // head: (rows, 3), (rows) fp32
     // Shared
-    // (rows, hidden): gradient of the stream; of a norm's output; row-parallel product
-    Place dresidual, dnorm, partial;
+    // (rows, hidden): gradient of the stream; of a norm's output; row-parallel product; norm output of which this rank
+    // wrote its rows and the caller gathers the others (sequence parallelism). All rows, since each is what ranks
+    // exchange: under sequence parallelism this rank's rows of the first three are what it works on.
+    Place dresidual, dnorm, partial, gathered;
     Place dout, dactive;  // (rows, heads*head_size), (rows, ffn)
     Place delta;          // (batch, heads, length) fp32
     Place logits;         // (head_chunk, vocabulary slice)
+    std::int64_t head_chunk = 0;
 
 private:
     Place add(const std::string& name, Lifetime, std::int64_t elements, DType, std::int64_t copies);

@@ -67,7 +67,8 @@ void Stage::attention_backward_weight(std::int64_t slot, std::int64_t op) {
         device_.attention_forward(attention_arguments(slot, op), device_.compute_queue());
         claim(place.out, slot, op);
     }
-    row_backward_weight(device_, parameters_, parameters_.second_product(op), rows_, dresidual_of(slot, op), out);
+    row_backward_weight(device_, parameters_, parameters_.second_product(op), rows_, dresidual_of(slot, op), out,
+                        stream_);
     column_backward_weight(device_, parameters_, parameters_.first_product(op), rows_, activation(place.dqkv, slot),
                            norm_output(slot, op - 1));
 }

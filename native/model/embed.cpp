@@ -22,14 +22,17 @@ void Stage::embed_forward(std::int64_t slot) {
 
 void Stage::embed_backward_weight(std::int64_t slot) {
     const OpParameters& op = parameters_.op(0);
-    const Embed args{rows_,
-                     shape_.hidden,
-                     vocabulary_.begin,
-                     vocabulary_.end,
-                     integers(arena_.tokens, slot),
-                     integers(arena_.positions, slot)};
-    device_.embed_backward(args, parameters_.gradient(op.weight), parameters_.gradient(op.out_weight),
-                           activation(arena_.dresidual, 0), device_.compute_queue());
+    const std::int32_t* const tokens = integers(arena_.tokens, slot);
+    const std::int32_t* const positions = integers(arena_.positions, slot);
+    const Embed args{rows_, shape_.hidden, vocabulary_.begin, vocabulary_.end, tokens, positions};
+    const Tensor dout = activation(arena_.dresidual, 0), dtable = parameters_.gradient(op.weight),
+                 dpositions = parameters_.gradient(op.out_weight);
+    if (!config_.gathers()) return device_.embed_backward(args, dtable, dpositions, dout, device_.compute_queue());
+    // Of the tokens this rank has a slice, and takes all rows for it; of the positions it has all, and takes its rows.
+    device_.embed_backward(args, dtable, {}, dout, device_.compute_queue());
+    const Embed own{stream_.size(),  shape_.hidden,          vocabulary_.begin,
+                    vocabulary_.end, tokens + stream_.begin, positions + stream_.begin};
+    device_.embed_backward(own, {}, dpositions, own_rows(dout), device_.compute_queue());
 }
 
 }  // namespace pytrain

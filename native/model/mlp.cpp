@@ -46,7 +46,7 @@ void Stage::mlp_backward_weight(std::int64_t slot, std::int64_t op) {
     const OpPlaces& place = places(op);
     if (!holds(place.active, slot, op)) mlp_activate(slot, op);
     row_backward_weight(device_, parameters_, parameters_.second_product(op), rows_, dresidual_of(slot, op),
-                        activation(place.active, slot));
+                        activation(place.active, slot), stream_);
     column_backward_weight(device_, parameters_, parameters_.first_product(op), rows_, activation(place.dup, slot),
                            norm_output(slot, op - 1));
 }

@@ -45,7 +45,8 @@ Parameters::Parameters(const Shape& shape, const Policy& policy, std::int64_t fi
       first_op_(first_op),
       layout_(shape, first_op, last_op, tp_rank, tp_size),
       weights_(layout_.buckets().size(), nullptr),
-      gradients_(layout_.buckets().size(), nullptr) {
+      gradients_(layout_.buckets().size(), nullptr),
+      stale_(layout_.tensors().size(), false) {
     for (std::int64_t op = first_op; op < last_op; ++op) ops_.push_back(resolve(layout_, shape, op));
 }
 
@@ -68,6 +69,30 @@ Product Parameters::second_product(std::int64_t index) const {
 void Parameters::bind_weights(std::int64_t bucket, void* data) { weights_.at(static_cast<std::size_t>(bucket)) = data; }
 void Parameters::bind_gradients(std::int64_t bucket, void* data) {
     gradients_.at(static_cast<std::size_t>(bucket)) = data;
+}
+
+void Parameters::overwrite_gradients(Device* device) {
+    device_ = device;
+    stale_.assign(layout_.tensors().size(), true);
+}
+
+Tensor Parameters::gradient(std::int64_t tensor, std::int64_t elements) const {
+    bool accumulate = false;
+    const Tensor found = gradient(tensor, &accumulate);
+    if (found && !accumulate) {
+        if (elements == 0) elements = layout_.tensors()[static_cast<std::size_t>(tensor)].elements();
+        device_->zero(found.data, static_cast<std::size_t>(elements) * size_of(found.dtype), device_->compute_queue());
+    }
+    return found;
+}
+
+Tensor Parameters::gradient(std::int64_t tensor, bool* accumulate) const {
+    const Tensor found = find(gradients_, tensor, policy_.gradients, "gradients");
+    if (!found) return found;
+    const auto index = static_cast<std::size_t>(tensor);
+    *accumulate = !stale_[index];
+    stale_[index] = false;
+    return found;
 }
 
 Tensor Parameters::find(const std::vector<void*>& bound, std::int64_t tensor, DType dtype, const char* what) const {

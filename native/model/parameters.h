@@ -32,7 +32,14 @@ public:
     void bind_gradients(std::int64_t bucket, void* data);
     // Throws, naming the tensor, if its bucket is not bound. -1 gives none.
     Tensor weight(std::int64_t tensor) const { return find(weights_, tensor, policy_.weights, "weights"); }
-    Tensor gradient(std::int64_t tensor) const { return find(gradients_, tensor, policy_.gradients, "gradients"); }
+    // To add to: `elements` from the start of the tensor (fused ones follow it), 0 for its own.
+    Tensor gradient(std::int64_t tensor, std::int64_t elements = 0) const;
+    // To be written by one product over the whole tensor, which adds to it if `accumulate` is set.
+    Tensor gradient(std::int64_t tensor, bool* accumulate) const;
+
+    // From here on the first gradient of each tensor takes the place of what is there, so that nobody has to zero it:
+    // products write over it, and what only knows how to add finds zeros, made on `device`.
+    void overwrite_gradients(Device* device);
 
 private:
     Tensor find(const std::vector<void*>& bound, std::int64_t tensor, DType, const char* what) const;
@@ -48,6 +55,10 @@ private:
     Layout layout_;
     std::vector<OpParameters> ops_;
     std::vector<void*> weights_, gradients_;  // per bucket
+    Device* device_ = nullptr;
+    // Per tensor: its gradient is still an earlier step's. Asking for the gradient changes that, not what it stands
+    // for.
+    mutable std::vector<bool> stale_;
 };
 
 }  // namespace pytrain

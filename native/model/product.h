@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "device.h"
+#include "model/layout.h"
 
 namespace pytrain {
 
@@ -23,10 +24,16 @@ struct RowEpilogue {
 // y (rows, out) from x (rows, in); `activated` (rows, out), where given, is GELU of y.
 void column_forward(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor y, Tensor x,
                     Tensor activated);
-void column_backward_input(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor dx, Tensor dy);
-void column_backward_weight(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor dy, Tensor x);
+// lddy: row stride of dy; kContiguous for product.out.
+constexpr std::int64_t kContiguous = 0;
+void column_backward_input(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor dx, Tensor dy,
+                           std::int64_t lddy = kContiguous);
+void column_backward_weight(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor dy, Tensor x,
+                            std::int64_t lddy = kContiguous);
 void row_forward(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor y, Tensor x, const RowEpilogue&);
 void row_backward_input(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor dx, Tensor dy);
-void row_backward_weight(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor dy, Tensor x);
+// The bias is replicated: its gradient is that of `bias_rows`, all of them unless other ranks take the rest.
+void row_backward_weight(Device&, const Parameters&, const Product&, std::int64_t rows, Tensor dy, Tensor x,
+                         Range bias_rows);
 
 }  // namespace pytrain

@@ -16,6 +16,7 @@ Stage::Stage(Device& device, const Shape& shape, const Policy& policy, const Sta
       parameters_(shape, policy, config.first_op, config.last_op, config.tp_rank, config.tp_size),
       arena_(shape, policy, config),
       rows_(config.batch * config.length),
+      stream_(stream_rows(config)),
       heads_(head_range(shape, config.tp_rank, config.tp_size)),
       ffn_(balanced(shape.ffn, config.tp_rank, config.tp_size)),
       vocabulary_(balanced(shape.vocabulary, config.tp_rank, config.tp_size)) {
@@ -60,6 +61,12 @@ Tensor Stage::input(std::int64_t slot) const {
     return activation(places(config_.first_op).x, slot);
 }
 
+Tensor Stage::dresidual() const { return own_rows(activation(arena_.dresidual, 0)); }
+
+std::size_t Stage::stream_bytes() const {
+    return static_cast<std::size_t>(stream_.size() * shape_.hidden) * size_of(policy_.activations);
+}
+
 Tensor Stage::stream_after(std::int64_t op, std::int64_t slot) const {
     return op + 1 == config_.last_op ? activation(arena_.output, slot) : activation(places(op + 1).x, slot);
 }
@@ -102,6 +109,14 @@ void Stage::forward_op(std::int64_t slot, std::int64_t op, Pass pass, bool again
 void Stage::finish_forward(std::int64_t slot) {
     if (config_.last_op <= ops_.final_norm() && leaves_partial(config_.last_op - 1))
         complete_stream(slot, config_.last_op);
+}
+
+void Stage::finish_segment(std::int64_t slot, std::int64_t op) {
+    check_range(slot, op, op);
+    if (op == config_.last_op) return finish_forward(slot);
+    if (op == config_.first_op || !leaves_partial(op - 1)) return;
+    complete_stream(slot, op);
+    finished_ = {slot, op};
 }
 
 void Stage::backward(std::int64_t slot, std::int64_t begin, std::int64_t end) {
@@ -201,12 +216,37 @@ void Stage::stream_forward(std::int64_t slot, std::int64_t op, Tensor x) {
 // The gradient of an op's output is the stream's: still there when the weight gradient follows at once, else copied.
 void Stage::keep_dresidual(std::int64_t slot, std::int64_t op) {
     if (!config_.defer_weight) return;
-    const std::size_t bytes = static_cast<std::size_t>(rows_ * shape_.hidden) * size_of(policy_.activations);
-    device_.copy(dresidual_of(slot, op).data, activation(arena_.dresidual, 0).data, bytes, device_.compute_queue());
+    device_.copy(activation(places(op).dresidual, slot).data, dresidual().data, stream_bytes(),
+                 device_.compute_queue());
 }
 
 Tensor Stage::dresidual_of(std::int64_t slot, std::int64_t op) const {
-    return config_.defer_weight ? activation(places(op).dresidual, slot) : activation(arena_.dresidual, 0);
+    if (!config_.defer_weight) return activation(arena_.dresidual, 0);
+    if (config_.gathers()) return activation(arena_.dnorm, 0);  // where dresidual_rows has put it
+    return activation(places(op).dresidual, slot);
+}
+
+// --- sequence parallelism: what the caller gathers --------------------------------------------------------------
+
+bool Stage::rebuild_gathered(std::int64_t slot, std::int64_t op) {
+    check_range(slot, op, op + 1);
+    const OpKind kind = ops_.kind(op);
+    check(config_.gathers() && (kind == OpKind::attention || kind == OpKind::mlp || kind == OpKind::head),
+          ops_.name(op), " reads no norm output that has to be gathered");
+    if (holds(arena_.gathered, slot, op - 1)) return false;
+    norm_rows(slot, op - 1);
+    return true;
+}
+
+Tensor Stage::dresidual_rows(std::int64_t slot, std::int64_t op, bool late) {
+    check_range(slot, op, op + 1);
+    check(config_.gathers(), "the gradient of the residual stream is whole without sequence parallelism");
+    if (!late || op == 0) return activation(arena_.dresidual, 0);
+    // Between two passes nobody needs `dnorm`, while `dresidual` may still have the embedding's.
+    const Tensor rows = activation(arena_.dnorm, 0);
+    device_.copy(own_rows(rows).data, activation(places(op).dresidual, slot).data, stream_bytes(),
+                 device_.compute_queue());
+    return rows;
 }
 
 }  // namespace pytrain

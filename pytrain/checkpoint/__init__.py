@@ -2,6 +2,7 @@
 
 from pytrain.checkpoint.companions import tokenizer_files
 from pytrain.checkpoint.files import FileOperations, Group, OneProcess
+from pytrain.checkpoint.parts import Snapshot
 from pytrain.checkpoint.pieces import TensorEntry, TensorPiece
 from pytrain.checkpoint.reader import Checkpoint
 from pytrain.checkpoint.retention import prune
@@ -13,13 +14,15 @@ from pytrain.checkpoint.store import (
     newest_checkpoint,
     required_bytes,
 )
-from pytrain.checkpoint.writer import save
+from pytrain.checkpoint.writer import Saving, save, start_save
 
 __all__ = [
     "Checkpoint",
     "FileOperations",
     "Group",
     "OneProcess",
+    "Saving",
+    "Snapshot",
     "TensorEntry",
     "TensorPiece",
     "check_writable",
@@ -30,5 +33,6 @@ __all__ = [
     "prune",
     "required_bytes",
     "save",
+    "start_save",
     "tokenizer_files",
 ]

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -32,6 +32,9 @@ class Group(Protocol):
     def broadcast(self, value: T) -> T:
         """Rank 0's value, on all ranks."""
 
+    def on_root(self, call: Callable[[], T]) -> T:
+        """What `call` gives on rank 0, where alone it is called; a `UserError` in it is raised on all ranks."""
+
 
 class OneProcess:
     """A group of size 1."""
@@ -49,6 +52,10 @@ class OneProcess:
     def broadcast(self, value: T) -> T:
         """The value itself."""
         return value
+
+    def on_root(self, call: Callable[[], T]) -> T:
+        """What the call gives."""
+        return call()
 
 
 class FileOperations:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,7 @@ class Checkpoint:
     config_text: str
 
     @classmethod
-    def open(cls, path: str | Path, group: Group | None = None) -> Self:
+    def open(cls, path: str | Path, group: Group | None = None) -> "Checkpoint":
         """Open a checkpoint folder, or the newest checkpoint of a run folder.
 
         In a group only rank 0 touches the disk; all get the same answer, or the same error.
@@ -57,19 +57,13 @@ class Checkpoint:
             UserError: there is none, its format is newer, or a file is missing or has another size.
         """
         group = group or OneProcess()
-        outcome: Self | UserError | None = None
-        if group.rank == 0:
-            try:
-                folder = find_checkpoint(path)
-                manifest = read_manifest(folder)
-                outcome = cls(folder, manifest, _read_copy(folder, manifest, CONFIG).decode())
-            except UserError as error:
-                outcome = error
-        outcome = group.broadcast(outcome)
-        if isinstance(outcome, UserError):
-            raise outcome
-        assert outcome is not None  # rank 0 sent one or the other
-        return outcome
+
+        def read() -> "Checkpoint":
+            folder = find_checkpoint(path)
+            manifest = read_manifest(folder)
+            return cls(folder, manifest, _read_copy(folder, manifest, CONFIG).decode())
+
+        return group.on_root(read)
 
     @property
     def step(self) -> int:

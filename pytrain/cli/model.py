@@ -1,9 +1,12 @@
-"""Commands about trained models: generate, export, import, inspect."""
+"""Commands about trained models: generate, evaluate, export, import, inspect."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
+
+from pytrain.errors import UserError
 
 PATH = click.Path(path_type=Path)
 
@@ -31,6 +34,11 @@ PATH = click.Path(path_type=Path)
     help="The same seed, the same text.",
 )
 @click.option("--stream/--no-stream", default=True, show_default=True, help="Show the text as it is written.")
+@click.option(
+    "--tp",
+    type=click.IntRange(min=1),
+    help="Ranks that hold a slice of the model each; by default all that mpiexec started.",
+)
 def generate(
     checkpoint: Path,
     prompt: str,
@@ -40,27 +48,78 @@ def generate(
     top_p: float,
     seed: int,
     stream: bool,
+    tp: int | None,
 ) -> None:
     """Let the model of a run folder or CHECKPOINT continue a text.
+
+    Started by mpiexec, every rank holds a slice of the model (tensor parallelism), reads its own bytes of the
+    checkpoint, and rank 0 prints: for models that fit no single node.
 
     \b
     Examples:
       pytrain generate runs/llama-15m --prompt "Once upon a time"
       pytrain generate runs/llama-15m/checkpoints/step-001000 --temperature 0 --prompt - < prompt.txt
+      mpiexec -n 4 pytrain generate runs/llama-13b --prompt "Once upon a time"
     """
+    from pytrain import launch
     from pytrain.generate import generate_text
 
-    text = sys.stdin.read() if prompt == "-" else prompt
-    pieces = generate_text(
-        checkpoint, text, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-    )
-    if not stream:
-        click.echo(text + "".join(pieces))
+    text = sys.stdin.read() if prompt == "-" else prompt  # mpiexec gives its input to rank 0
+    with launch.world(ranks=tp or 1) as world:
+        world.on_root(lambda: _check_ranks(world.size, tp))
+        pieces = generate_text(
+            checkpoint, text, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, group=world
+        )
+        _show(text, pieces, stream, world.rank == 0)
+
+
+def _check_ranks(ranks: int, tp: int | None) -> None:
+    if tp is not None and tp != ranks:
+        raise UserError(f"--tp is {tp}, but the number of ranks is {ranks}; start with mpiexec -n {tp}")
+
+
+def _show(text: str, pieces: Iterator[str], stream: bool, printing: bool) -> None:
+    """Print a prompt and its continuation; a rank that does not print takes part in computing it."""
+    if stream and printing:
+        click.echo(text, nl=False)
+        for piece in pieces:
+            click.echo(piece, nl=False)
+        click.echo()
         return
-    click.echo(text, nl=False)
-    for piece in pieces:
-        click.echo(piece, nl=False)
-    click.echo()
+    rest = "".join(pieces)
+    if printing:
+        click.echo(text + rest)
+
+
+@click.command(short_help="Loss of a checkpoint on held-out text.")
+@click.argument("checkpoint", type=PATH)
+@click.option(
+    "--corpus",
+    "corpora",
+    multiple=True,
+    metavar="PREFIX",
+    help="Corpus to evaluate on; may be repeated. By default those of the run's data.heldout.",
+)
+@click.option("--batches", default=0, type=click.IntRange(min=0), help="Micro-batches per corpus at most; 0 for all.")
+@click.option("--tp", default=1, show_default=True, type=click.IntRange(min=1), help="Tensor-parallel ranks.")
+@click.option("--pp", default=1, show_default=True, type=click.IntRange(min=1), help="Pipeline stages.")
+def evaluate(checkpoint: Path, corpora: tuple[str, ...], batches: int, tp: int, pp: int) -> None:
+    """Loss, perplexity and bits per byte of a run folder or CHECKPOINT on held-out corpora.
+
+    The grid need not be that of the training: the ranks that mpiexec started are tp * pp * replicas.
+
+    \b
+    Examples:
+      pytrain evaluate runs/llama-15m
+      mpiexec -n 4 pytrain evaluate runs/llama-13b --corpus data/heldout --tp 2 --pp 2
+    """
+    from pytrain import launch
+    from pytrain.evaluate import evaluate_checkpoint
+
+    with launch.world(ranks=tp * pp) as world:
+        for name, found in evaluate_checkpoint(checkpoint, world, corpora, tp=tp, pp=pp, batches=batches).items():
+            if world.rank == 0:
+                click.echo(f"{name}: {found.sentence}")
 
 
 @click.command(short_help="Checkpoint to Hugging Face model.")

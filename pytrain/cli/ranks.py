@@ -36,10 +36,22 @@ def describe_ranks(ring: bool, table_path: Path | None, largest: int) -> None:
                 "--ring and --collectives are about several ranks; start them, for example with mpiexec -n 4"
             )
         world = cast("MpiGroup", world)
+        if world.rank == 0:
+            click.echo(f"progress of messages by {world.progress}")
         if ring:
             _ring(world)
         if table_path is not None:
             _collectives(world, table_path, largest)
+
+
+def progress_of_one_rank() -> str:
+    """What would move messages on if this process were the only rank of its node."""
+    from pytrain.collectives.process import choose_progress, this_place
+
+    try:
+        return str(choose_progress("auto", [this_place(0)], 0))
+    except UserError as error:
+        return f"unknown: {error}"
 
 
 def _ring(world: MpiGroup) -> None:

@@ -166,9 +166,10 @@ def info(ring: bool, collectives: bool, out: Path, largest: int) -> None:
 
         describe_ranks(ring, out if collectives else None, largest)
         return
+    from pytrain.cli.ranks import progress_of_one_rank
     from pytrain.information import report
 
-    click.echo(report())
+    click.echo(report({"MPI progress": progress_of_one_rank()}))
 
 
 @root.command(short_help="See everything work, in two minutes.")
@@ -187,22 +188,34 @@ def demo(folder: Path) -> None:
 
 
 @root.command(
-    short_help="Measure this machine: peak, kernels, step.",
+    short_help="Measure this machine: peak, kernels, step and more.",
     context_settings={"allow_interspersed_args": False},
 )
-@click.argument("name", metavar="peak|kernels|step", type=click.Choice(["peak", "kernels", "step"]))
+@click.argument("name")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(name: str, arguments: tuple[str, ...]) -> None:
-    """Measure this machine: its FMA peak, the kernels, or a whole training step.
+    """Measure this machine: NAME is peak, matmul, kernels, attention, step, collectives, loader, peers or another
+    module of the benchmarks; report makes a page of results, compare sets two side by side.
 
     \b
     Examples:
       pytrain bench peak
       pytrain bench step --help
+      pytrain bench step --model gpt2-14m --batch 16 --peers torch --json step.json
+      pytrain bench report step.json --out report.html
     """
     import importlib
 
-    importlib.import_module(f"pytrain.bench.{name}").main(list(arguments))
+    wanted = f"pytrain.bench.{name}"
+    main = None
+    try:
+        main = getattr(importlib.import_module(wanted), "main", None)
+    except ModuleNotFoundError as error:
+        if error.name not in ("pytrain.bench", wanted):
+            raise  # of the benchmark itself
+    if main is None:
+        raise UserError(f'there is no benchmark "{name}" in this installation; `pytrain bench --help` names them')
+    main(list(arguments))
 
 
 @root.command(short_help="Completion code for bash, zsh or fish.")
@@ -222,6 +235,8 @@ def completion(shell: str) -> None:
     click.echo(shell_class(root, {}, "pytrain", "_PYTRAIN_COMPLETE").source())
 
 
-for command in (corpus.prepare, corpus.tokenizer, model.generate, model.export, model.import_, model.inspect):
+for command in (corpus.prepare, corpus.tokenizer, model.generate, model.evaluate):
+    root.add_command(command)
+for command in (model.export, model.import_, model.inspect):
     root.add_command(command)
 root.add_command(plan.plan)

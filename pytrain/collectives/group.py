@@ -80,6 +80,11 @@ class Group:
     def phase(self, text: str) -> None:
         pass
 
+    @property
+    def progress(self) -> str:
+        """What moves operations on while this process computes, and why."""
+        return "not needed: one rank"
+
     # --- arrays ------------------------------------------------------------------------------------
 
     def all_reduce(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from pytrain.collectives.group import Array, Group, Handle
 from pytrain.collectives.journal import CollectiveMismatchError, History, Journal, differences
 from pytrain.collectives.mpi_transport import MpiTransport
 from pytrain.collectives.objects import barrier, broadcast_object, gather_objects
-from pytrain.collectives.process import Place, Process, crowding, this_place
-from pytrain.collectives.progress import Progress, Running
+from pytrain.collectives.process import Place, Process, ProgressChoice, choose_progress, crowding, this_place
+from pytrain.collectives.progress import Progress
 from pytrain.collectives.settings import Settings
 from pytrain.collectives.staging import Staging
 from pytrain.collectives.sums import Operation
@@ -51,6 +51,18 @@ ALL_GATHER = {
 BROADCAST = {"tree": algorithms.tree_broadcast, "mpi": mpi_transport.mpi_broadcast}
 
 
+MOST_PLANS = 1024  # kept per group: a step in its stride needs far fewer
+
+
+class _Plan(NamedTuple):
+    """How arrays of one type and size are summed."""
+
+    call: Callable[[Wire, Array], Steps]
+    half: str | None
+    text: str
+    """The operation's name in histories and journals."""
+
+
 class MpiGroup(Group):
     """Several ranks. See `Group` for the operations; `world_group` makes the first one.
 
@@ -77,6 +89,8 @@ class MpiGroup(Group):
         self._choices: dict[tuple[str, bool], Choice] = {}
         self._permitted: set[tuple[str, str, str | None]] = set()
         self._each = process.settings.check == "each"
+        self._overlap = process.settings.overlap
+        self._plans = lru_cache(maxsize=MOST_PLANS)(self._plan)
         process.journal.histories[self._key] = self._history
 
     @property
@@ -97,6 +111,11 @@ class MpiGroup(Group):
     def phase(self, text: str) -> None:
         self.process.journal.phase = text
 
+    @property
+    def progress(self) -> str:
+        """What moves operations on while this process computes, and why."""
+        return str(self.process.progress_choice)
+
     # --- arrays ------------------------------------------------------------------------------------
 
     def start_all_reduce(
@@ -106,14 +125,38 @@ class MpiGroup(Group):
         operation: Operation = "sum",
         algorithm: str | None = None,
     ) -> Handle:
-        flat, half = _summable(array, half, operation)
-        name = algorithm or self._algorithm("all_reduce", half, flat.nbytes)
-        wire = self._wire("all_reduce", half, operation)
+        return self._all_reduce(array, half, operation, algorithm, wait=not self._overlap)
+
+    def all_reduce(
+        self,
+        array: Array,
+        half: str | None = None,
+        operation: Operation = "sum",
+        algorithm: str | None = None,
+    ) -> None:
+        self._all_reduce(array, half, operation, algorithm, wait=True)
+
+    def _all_reduce(
+        self, array: Array, half: str | None, operation: Operation, algorithm: str | None, wait: bool
+    ) -> Handle:
+        flat = _flat(array)
+        plan = self._plans(flat.dtype.char, flat.size, half, operation, algorithm)
+        wire = self._wire("all_reduce", plan.half, operation)
+        return self._start(wire, plan.call(wire, flat), flat.nbytes, plan.text, wait)
+
+    def _plan(
+        self, dtype: str, elements: int, half: str | None, operation: Operation, algorithm: str | None
+    ) -> _Plan:
+        """What is the same whenever an array of this type and size is summed."""
+        kind = np.dtype(dtype)
+        half = _summable(kind, half, operation)
+        name = algorithm or self._algorithm("all_reduce", half, elements * kind.itemsize)
+        call: Callable[[Wire, Array], Steps]
         if name == "two_level":
-            steps = algorithms.two_level(wire, flat, self._nodes())
+            call = partial(algorithms.two_level, nodes=self._nodes())
         else:
-            steps = ALL_REDUCE[self._allowed(name, "all_reduce", half)](wire, flat)
-        return self._start(wire, steps, flat, f"{operation} by {name}")
+            call = ALL_REDUCE[self._allowed(name, "all_reduce", half)]
+        return _Plan(call, half, f"all_reduce {half or kind} x {elements} {operation} by {name}")
 
     def start_reduce_scatter(
         self,
@@ -122,12 +165,12 @@ class MpiGroup(Group):
         half: str | None = None,
         algorithm: str | None = None,
     ) -> Handle:
-        flat, half = _summable(array, half, "sum")
+        flat, half = _flat(array), _summable(array.dtype, half, "sum")
         cuts = self._bounds(flat, bounds)
         name = algorithm or self._algorithm("reduce_scatter", half, flat.nbytes)
         wire = self._wire("reduce_scatter", half)
         steps = REDUCE_SCATTER[self._allowed(name, "reduce_scatter", half)](wire, flat, cuts)
-        return self._start(wire, steps, flat, f"by {name}")
+        return self._start_named(wire, steps, flat, f"by {name}")
 
     def start_all_gather(
         self, array: Array, bounds: Sequence[int] | None = None, algorithm: str | None = None
@@ -137,14 +180,14 @@ class MpiGroup(Group):
         name = algorithm or self._algorithm("all_gather", None, flat.nbytes)
         wire = self._wire("all_gather")
         steps = ALL_GATHER[self._allowed(name, "all_gather", None)](wire, flat, cuts)
-        return self._start(wire, steps, flat, f"by {name}")
+        return self._start_named(wire, steps, flat, f"by {name}")
 
     def start_broadcast_array(self, array: Array, root: int = 0, algorithm: str | None = None) -> Handle:
         flat = _flat(array)
         name = algorithm or self._algorithm("broadcast", None, flat.nbytes)
         wire = self._wire("broadcast")
         steps = BROADCAST[self._allowed(name, "broadcast", None)](wire, flat, self._member(root))
-        return self._start(wire, steps, flat, f"from {root} by {name}")
+        return self._start_named(wire, steps, flat, f"from {root} by {name}")
 
     def start_send(self, array: Array, to: int, tag: int = 0) -> Handle:
         flat = _flat(array, write=False)
@@ -179,16 +222,16 @@ class MpiGroup(Group):
 
     def barrier(self) -> None:
         wire = self._wire("barrier")
-        self._start(wire, barrier(wire), None, "").wait()
+        self._start(wire, barrier(wire), 0, "barrier", wait=True)
 
     def broadcast(self, value: T) -> T:
         wire = self._wire("broadcast")
-        result: T = self._start(wire, broadcast_object(wire, value), None, "object").wait()
+        result: T = self._start(wire, broadcast_object(wire, value), 0, "broadcast object", wait=True).wait()
         return result
 
     def gather(self, value: T) -> list[T]:
         wire = self._wire("gather")
-        result: list[T] = self._start(wire, gather_objects(wire, value), None, "objects").wait()
+        result: list[T] = self._start(wire, gather_objects(wire, value), 0, "gather objects", wait=True).wait()
         return result
 
     # --- housekeeping ------------------------------------------------------------------------------
@@ -272,28 +315,33 @@ class MpiGroup(Group):
         tools = self.process.tools
         return Wire(self.transport, self._members, self.rank, tag, tools, self.counters, kind, half, operation)
 
-    def _start(self, wire: Wire, steps: Steps, flat: Array | None, detail: str) -> Running:
+    def _start_named(self, wire: Wire, steps: Steps, flat: Array, detail: str) -> Handle:
+        text = f"{wire.kind} {wire.half or _name(flat.dtype)} x {flat.size} {detail}"
+        return self._start(wire, steps, flat.nbytes, text, wait=not self._overlap)
+
+    def _start(self, wire: Wire, steps: Steps, size: int, text: str, wait: bool) -> Handle:
         """Begin a collective: note it in the history that all members must share."""
-        what = "" if flat is None else f"{wire.half or _name(flat.dtype)} x {flat.size} "
-        text = f"{wire.kind} {what}{detail}"
         collective = self._history.collective
         collective.add(text)
         if self._each:
             header = self._wire("check", tag=wire.tag)
             steps = compare(header, self._key, self.ranks, f"{collective.count}: {text}", steps)
-        return self._run(wire, steps, 0 if flat is None else flat.nbytes, text)
+        return self._run(wire, steps, size, text, wait)
 
-    def _run(self, wire: Wire, steps: Steps, size: int, text: str) -> Running:
+    def _run(self, wire: Wire, steps: Steps, size: int, text: str, wait: bool = False) -> Handle:
         process = self.process
         self.counters.started(wire.kind, size)
-        return process.progress.start(wire, steps, process.journal.begin(self._key, text))
+        entry = process.journal.begin(self._key, text)
+        if wait:
+            return process.progress.run(wire, steps, entry)
+        return process.progress.start(wire, steps, entry)
 
     def _internal(self, operation: Any, value: Any) -> Any:
         """An operation that is no part of the history: it compares histories."""
         tag = CALLER_TAGS + self._checks % (CHECK_TAGS - CALLER_TAGS)
         self._checks += 1
         wire = self._wire("check", tag=tag)
-        return self._run(wire, operation(wire, value), 0, "compare histories").wait()
+        return self._run(wire, operation(wire, value), 0, "compare histories", wait=True).wait()
 
 
 def world_group(settings: Settings, communicator: MPI.Intracomm, nodes: Sequence[int] | None = None) -> MpiGroup:
@@ -308,8 +356,8 @@ def world_group(settings: Settings, communicator: MPI.Intracomm, nodes: Sequence
     journal = Journal()
     device = native().CpuDevice(threads=1)
     tools = Tools(device, Staging(device), settings.limits)
-    progress = Progress(MpiTransport(own, spin=False), journal, settings.progress == "thread")
-    process = Process(settings, journal, progress, tools, [])
+    progress = Progress(MpiTransport(own, spin=False), journal)
+    process = Process(settings, journal, progress, tools, [], ProgressChoice("test", "until all places are known"))
     journal.label = f"rank {own.Get_rank()} of {own.Get_size()}"
     first = MpiGroup(process, own, "world", range(own.Get_size()))
     node = mpi_transport.node_of(own) if nodes is None else nodes[first.rank]
@@ -317,6 +365,9 @@ def world_group(settings: Settings, communicator: MPI.Intracomm, nodes: Sequence
     process.places += places
     process.spin = settings.spin if settings.spin is not None else crowding(places, node) is None
     first.transport.spin = progress.transport.spin = process.spin  # type: ignore[attr-defined]
+    process.progress_choice = choose_progress(settings.progress, places, first.rank)
+    if process.progress_choice.mode == "thread":
+        progress.start_thread()
     return first
 
 
@@ -337,13 +388,13 @@ def _flat(array: Array, write: bool = True) -> Array:
     return array if array.ndim == 1 else array.reshape(-1)
 
 
-def _summable(array: Array, half: str | None, operation: Operation) -> tuple[Array, str | None]:
-    """The same for what is to be added, and what its numbers are if they have 16 bits."""
-    kind = _name(array.dtype)
+def _summable(dtype: np.dtype[Any], half: str | None, operation: Operation) -> str | None:
+    """What the numbers of an array that is to be added are if they have 16 bits."""
+    kind = _name(dtype)
     if kind == "uint16":
         if half not in ("bf16", "fp16") or operation != "sum":
             raise ValueError("uint16 arrays are summed as half = 'bf16' or 'fp16' numbers, and only summed")
-        return _flat(array), half
+        return half
     if kind not in ("float32", "float64"):
         raise ValueError(f"sums are of float32, float64, bf16 and fp16 arrays, not of {kind}")
-    return _flat(array), None
+    return None

@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from pytrain.collectives.journal import Journal
 from pytrain.collectives.progress import Progress
@@ -51,6 +52,40 @@ def crowding(places: Sequence[Place], node: int) -> str | None:
     return None
 
 
+class ProgressChoice(NamedTuple):
+    """What moves non-blocking operations of a rank on, and why."""
+
+    mode: Literal["thread", "test"]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.mode}: {self.reason}"
+
+
+def choose_progress(asked: Literal["auto", "thread", "test"], places: Sequence[Place], rank: int) -> ProgressChoice:
+    """What moves the operations of a rank on.
+
+    "auto" takes a thread where the rank may run on a core that no kernel thread of the node's ranks needs (A64FX
+    has assistant cores; other nodes may leave some free): it would take time from the kernels anywhere else.
+
+    Args:
+        asked: of the settings.
+        places: by rank in the world.
+        rank: which of them.
+    """
+    if asked != "auto":
+        return ProgressChoice(asked, "as configured")
+    mine = places[rank]
+    beside = [place for place in places if place.node == mine.node and place.cores & mine.cores]
+    threads = sum(place.threads for place in beside)
+    cores = len(frozenset[int]().union(*(place.cores for place in beside)))
+    ranks = f"{len(beside)} rank{'s' if len(beside) > 1 else ''}"
+    use = f"{ranks} with {threads} threads together may run on {cores} cores of {mine.host}"
+    if threads < cores and mine.threads < len(mine.cores):
+        return ProgressChoice("thread", f"{use}, which leaves one for a thread")
+    return ProgressChoice("test", f"{use}, which leaves none for a thread")
+
+
 @dataclass
 class Process:
     """One per process, made with its world."""
@@ -61,5 +96,6 @@ class Process:
     tools: Tools
     places: list[Place]
     """By rank in the world."""
+    progress_choice: ProgressChoice
     spin: bool = False
     """Wait without giving the core away."""

@@ -11,6 +11,23 @@ from pytrain.collectives.wire import Request, Steps, Transport, Wire
 PAUSE = 50e-6  # seconds between two looks of the progress thread while nothing moves
 
 
+class Done:
+    """The handle of an operation that was waited for at once."""
+
+    __slots__ = ("result",)
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+    def test(self) -> bool:
+        """Yes."""
+        return True
+
+    def wait(self) -> Any:
+        """The result, if the operation has one."""
+        return self.result
+
+
 class Running:
     """An operation that was started; its array may be touched again when it is done."""
 
@@ -93,8 +110,12 @@ class Progress:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         if threaded:
-            self._thread = threading.Thread(target=self._run, name="pytrain progress", daemon=True)
-            self._thread.start()
+            self.start_thread()
+
+    def start_thread(self) -> None:
+        """Let a thread move operations on from here on."""
+        self._thread = threading.Thread(target=self._run, name="pytrain progress", daemon=True)
+        self._thread.start()
 
     def start(self, wire: Wire, steps: Steps, entry: Entry) -> Running:
         """Post the first messages of an operation."""
@@ -106,6 +127,33 @@ class Progress:
         if self._thread is not None and not handle.done:
             self._wake.set()
         return handle
+
+    def run(self, wire: Wire, steps: Steps, entry: Entry) -> Done:
+        """As `start` and then `wait`; where nothing else is under way a way without detours.
+
+        Raises:
+            CollectiveMismatchError: members are at different operations.
+        """
+        if self._active:
+            return Done(self.start(wire, steps, entry).wait())
+        started = time.perf_counter()
+        journal, result = self.journal, None
+        try:
+            with self._lock:
+                while True:
+                    requests = next(steps)
+                    if requests:
+                        self.transport.wait_all(requests)
+                        journal.last_move = journal.clock()
+        except StopIteration as stop:
+            result = stop.value
+        finally:
+            elapsed = time.perf_counter() - started
+            wire.counters.waited_seconds += elapsed
+            wire.counters.open_seconds += elapsed
+            wire.release()
+            journal.end(entry)
+        return Done(result)
 
     def poll(self) -> bool:
         """Move on what can be without waiting; whether anything moved."""

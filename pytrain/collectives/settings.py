@@ -19,8 +19,12 @@ class Settings:
     """Reductions in a fixed order only: MPI's own are out."""
     check: Literal["step", "each"] = "step"
     """When members compare what they are doing: in `check_sequence()` alone, or before each operation."""
-    progress: Literal["test", "thread"] = "test"
-    """Who moves non-blocking operations on: `poll()` between other work, or a thread."""
+    progress: Literal["auto", "thread", "test"] = "auto"
+    """Who moves non-blocking operations on: a thread, or `poll()` between other work; "auto" takes the thread
+    where the node has a core to spare for it (see `pytrain.collectives.process.choose_progress`)."""
+    overlap: bool = True
+    """False: collective operations are waited for as soon as they are started, to see what overlap is worth.
+    Messages between two ranks stay under way all the same: a pipeline would hang otherwise."""
     spin: bool | None = None
     """Wait without giving the core away; None: where the threads of all ranks of the node fit its cores."""
     watchdog_seconds: float = 10 * MINUTES

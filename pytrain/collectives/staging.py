@@ -19,11 +19,14 @@ class Block:
     def __init__(self, buffer: "Buffer") -> None:
         self.buffer = buffer
         self.raw: NDArray[np.uint8] = buffer.array.view(np.uint8)
+        self._last: NDArray[Any] = self.raw
 
     def view(self, dtype: np.dtype[Any], elements: int) -> NDArray[Any]:
         """The first `elements` elements as an array of `dtype`."""
-        found: NDArray[Any] = self.raw[: elements * dtype.itemsize].view(dtype)
-        return found
+        last = self._last
+        if last.dtype != dtype or last.size != elements:  # mostly it is what it was in the step before
+            last = self._last = self.raw[: elements * dtype.itemsize].view(dtype)
+        return last
 
 
 class Staging:
@@ -45,7 +48,8 @@ class Staging:
     def give_back(self, block: Block) -> None:
         """Make a block free for the next taker."""
         self._free.append(block)
-        self._free.sort(key=lambda free: free.raw.size)
+        if len(self._free) > 1:
+            self._free.sort(key=lambda free: free.raw.size)
 
     @property
     def bytes_peak(self) -> int:

@@ -63,7 +63,7 @@ class Tools:
     limits: Limits
 
 
-class Wire:
+class Wire:  # made for every operation, so that it is kept light
     """One operation of one group.
 
     Args:
@@ -77,6 +77,11 @@ class Wire:
         half: what uint16 arrays hold, "bf16" or "fp16", where they are added.
         operation: how two numbers become one in a reduction.
     """
+
+    __slots__ = (
+        *("transport", "members", "index", "size", "tag", "tools", "counters", "kind", "half", "operation"),
+        "_taken",
+    )
 
     def __init__(
         self,
@@ -124,20 +129,23 @@ class Wire:
 
     def send(self, array: Array, to: int) -> list[Request]:
         """Start to send to member `to`; nothing is sent for an empty array."""
-        self.counters.sent(self.kind, array.nbytes)
+        size = array.nbytes
+        self.counters.sent(self.kind, size)
         rank = self.members[to]
+        if 0 < size <= self.tools.limits.message_bytes:
+            return [self.transport.send(array, rank, self.tag)]
         return [self.transport.send(part, rank, self.tag) for part in self._messages(array)]
 
     def receive(self, array: Array, source: int) -> list[Request]:
         """Start to receive from member `source` what it sends as one array of this size."""
         rank = self.members[source]
+        if 0 < array.nbytes <= self.tools.limits.message_bytes:
+            return [self.transport.receive(array, rank, self.tag)]
         return [self.transport.receive(part, rank, self.tag) for part in self._messages(array)]
 
     def _messages(self, array: Array) -> list[Array]:
-        limit = self.tools.limits.message_bytes
-        if 0 < array.nbytes <= limit:
-            return [array]
-        step = max(1, limit // array.itemsize)
+        """The array in parts that one message can hold; none of an empty one."""
+        step = max(1, self.tools.limits.message_bytes // array.itemsize)
         return [array[first : first + step] for first in range(0, array.size, step)]
 
     def blocks(self, elements: int, itemsize: int) -> list[slice]:

@@ -95,12 +95,21 @@ def _sequence_fits(sequence_length: int, context: int) -> str | None:
 
 
 def _whole_micro_batches(global_batch: int, micro_batch: int, dp: int) -> str | None:
-    if global_batch % (micro_batch * dp) == 0:
+    unit = micro_batch * dp
+    if global_batch % unit == 0:
         return None
-    below = max(global_batch // (micro_batch * dp), 1) * micro_batch * dp
+    below = global_batch // unit * unit
+    batches = " or ".join(map(str, filter(None, (below, below + unit))))
+    advice = f"with this dp it may be {batches}"
+    whole, rest = divmod(global_batch, micro_batch)
+    if rest == 0:
+        divisors = [count for count in range(1, whole + 1) if whole % count == 0]
+        fewer = [count for count in divisors if count < dp][-1:]
+        more = [count for count in divisors if count > dp][:1]
+        advice += f", and with this batch parallel.dp may be {' or '.join(map(str, fewer + more))}"
     return (
         f"batch.global_batch ({global_batch}) is not divisible by batch.micro_batch * parallel.dp "
-        f"({micro_batch} * {dp}); {below} would be"
+        f"({micro_batch} * {dp}); {advice}"
     )
 
 
@@ -174,34 +183,58 @@ def _something_to_sample(every: int, prompts: tuple[str, ...]) -> str | None:
     return f"sample.every is {every}, but sample.prompts is empty; add a prompt or set it to 0"
 
 
-def _zero_up_to_one(zero: int) -> str | None:
-    """The one place that holds this version to ZeRO 0 and 1."""
-    if zero <= 1:
+def _zero_with_pipeline(zero: int, schedule: str, tied_head: bool, pp: int) -> str | None:
+    """Gradient shards are summed as each micro-batch leaves a layer, which these two leave no moment for."""
+    if zero <= 1 or pp == 1:
         return None
-    return f"parallel.zero is {zero}, and this version shards optimizer state alone; use 0 or 1"
+    if schedule == "zero-bubble":
+        return (
+            f'parallel.zero {zero} does not go with schedule "zero-bubble", which keeps the gradients of all layers '
+            f"open between its two backward passes; use zero 1, or another schedule"
+        )
+    if tied_head:
+        return (
+            f"parallel.zero {zero} does not go with model.tied_head over parallel.pp {pp} stages: the first and the "
+            f"last add their gradients of one matrix before these are cut in shards; use zero 1, or pp 1"
+        )
+    return None
 
 
-def _no_sequence_parallelism(sequence_parallel: bool) -> str | None:
-    """The one place that holds this version to whole norms on every tensor-parallel rank."""
-    if not sequence_parallel:
-        return None
-    return "parallel.sequence_parallel is not there in this version; set it to false"
-
-
-def _reduction_as_stored(reduction: str, gradients: str, dp: int) -> str | None:
-    if dp == 1 or reduction == gradients:
+def _samples_need_whole_weights(every: int, zero: int, dp: int) -> str | None:
+    if every == 0 or zero < 3 or dp == 1:
         return None
     return (
-        f'precision.gradient_reduction ("{reduction}") differs from precision.gradients ("{gradients}"), and '
-        f"gradients travel as they are stored in this version; make them equal"
+        f"sample.every is {every}, but no rank holds the whole model with parallel.zero 3; "
+        f"set it to 0 and use `pytrain generate` on a checkpoint"
     )
 
 
-def _samples_need_one_rank(every: int, pp: int, tp: int) -> str | None:
-    if every == 0 or pp * tp == 1:
+def _rows_for_sequence_parallelism(
+    sequence_parallel: bool, tp: int, micro_batch: int, sequence_length: int
+) -> str | None:
+    rows = micro_batch * sequence_length
+    if not sequence_parallel or rows >= tp:
         return None
     return (
-        f"sample.every is {every}, but no rank holds the whole model with parallel.pp {pp} and parallel.tp {tp}; "
+        f"parallel.sequence_parallel splits the {rows} tokens of a micro-batch (batch.micro_batch * "
+        f"data.sequence_length) over parallel.tp ({tp}) ranks, which leaves some without any; set it to false"
+    )
+
+
+def _one_16_bit_type(reduction: str, gradients: str) -> str | None:
+    if reduction == gradients or "fp32" in (reduction, gradients):
+        return None
+    return (
+        f'precision.gradient_reduction ("{reduction}") and precision.gradients ("{gradients}") are two 16-bit types, '
+        f'and neither holds what the other does; make them equal, or one of them "fp32"'
+    )
+
+
+def _samples_need_one_stage(every: int, pp: int) -> str | None:
+    if every == 0 or pp == 1:
+        return None
+    return (
+        f"sample.every is {every}, but with parallel.pp {pp} no rank holds all layers; "
         f"set it to 0 and use `pytrain generate` on a checkpoint"
     )
 
@@ -214,6 +247,17 @@ def _chunks_for_interleaving(chunks: int, schedule: str, pp: int) -> str | None:
     if chunks == 1:
         return None
     return f'parallel.chunks is {chunks}, but only schedule "interleaved" has several per rank; set it to 1'
+
+
+def _stages_of_layers(stage_layers: tuple[int, ...], layers: int, pp: int, chunks: int) -> str | None:
+    if not stage_layers or (
+        len(stage_layers) == pp * chunks and sum(stage_layers) == layers and min(stage_layers) > 0
+    ):
+        return None
+    return (
+        f"parallel.stage_layers {list(stage_layers)} must have parallel.pp * parallel.chunks = {pp * chunks} entries "
+        f"of at least 1 that add up to model.layers ({layers})"
+    )
 
 
 def _full_recompute_now(policy: tuple[str, ...], schedule: str, pp: int) -> str | None:
@@ -241,10 +285,15 @@ RUN_CHECKS = (
     Check(("checkpoint.keep_every", "checkpoint.every"), _kept_steps_are_saved),
     Check(("evaluation.every", "data.heldout"), _something_to_evaluate),
     Check(("sample.every", "sample.prompts"), _something_to_sample),
-    Check(("parallel.zero",), _zero_up_to_one),
-    Check(("parallel.sequence_parallel",), _no_sequence_parallelism),
-    Check(("precision.gradient_reduction", "precision.gradients", "parallel.dp"), _reduction_as_stored),
-    Check(("sample.every", "parallel.pp", "parallel.tp"), _samples_need_one_rank),
+    Check(("parallel.zero", "parallel.schedule", "model.tied_head", "parallel.pp"), _zero_with_pipeline),
+    Check(("sample.every", "parallel.zero", "parallel.dp"), _samples_need_whole_weights),
+    Check(
+        ("parallel.sequence_parallel", "parallel.tp", "batch.micro_batch", "data.sequence_length"),
+        _rows_for_sequence_parallelism,
+    ),
+    Check(("precision.gradient_reduction", "precision.gradients"), _one_16_bit_type),
+    Check(("sample.every", "parallel.pp"), _samples_need_one_stage),
     Check(("parallel.chunks", "parallel.schedule", "parallel.pp"), _chunks_for_interleaving),
+    Check(("parallel.stage_layers", "model.layers", "parallel.pp", "parallel.chunks"), _stages_of_layers),
     Check(("recompute.policy", "parallel.schedule", "parallel.pp"), _full_recompute_now),
 )

@@ -221,7 +221,9 @@ class ParallelSection(Section):
         description="ZeRO: 1 shards optimizer state over dp, 2 also gradients, 3 also weights.",
     )
     sequence_parallel: bool = Field(
-        default=False, description="Split norms over the tensor-parallel ranks along the sequence."
+        default=False,
+        description="Split the residual stream and the norms over the tensor-parallel ranks, by tokens: their "
+        "activations take a tp-th of the memory, for a quarter more traffic. With tp = 1 there is nothing to split.",
     )
     schedule: Literal["1f1b", "gpipe", "interleaved", "zero-bubble"] = Field(
         default="1f1b",
@@ -238,6 +240,11 @@ class ParallelSection(Section):
     )
     chunks: int = Field(
         default=1, gt=0, description="Stages that each pipeline rank holds, for schedule = interleaved."
+    )
+    stage_layers: tuple[int, ...] = Field(
+        default=(),
+        description="Layers of each stage in the order of the pipeline. Empty: as even as can be, with the head "
+        "counted as the layers that take as many FLOPs.",
     )
 
 
@@ -257,9 +264,15 @@ class CollectivesSection(Section):
         default="step",
         description="When ranks compare what they are doing: once a step, or before every operation (slow).",
     )
-    progress: Literal["test", "thread"] = Field(
-        default="test",
-        description="What moves messages on while kernels run: tests between operations, or a thread.",
+    progress: Literal["auto", "thread", "test"] = Field(
+        default="auto",
+        description="What moves messages on while kernels run: a thread, or test calls between operations. "
+        "auto takes the thread where the affinity mask has a core that no rank of the node computes on.",
+    )
+    overlap: bool = Field(
+        default=True,
+        description="Sum and gather beside computation; false waits for every sum at once, to measure what "
+        "overlap is worth. Results do not change.",
     )
     watchdog_seconds: float = Field(
         default=600.0,
@@ -273,6 +286,17 @@ class CheckpointSection(Section):
 
     every: int = Field(
         default=0, ge=0, description="Save every so many steps; 0 saves only at the end and when stopped."
+    )
+    asynchronous: bool = Field(
+        default=True,
+        description="Write a copy of what is saved while training goes on. The last save of a run, and the one after "
+        "a signal, are waited for.",
+    )
+    snapshot_gb: float = Field(
+        default=1.0,
+        gt=0,
+        description="Memory for that copy on each rank, in 10^9 bytes, taken when the run starts (less where the "
+        "rank saves less). What has no room in it is written before training goes on.",
     )
     keep_last: int = Field(default=0, ge=0, description="Keep this many of the newest checkpoints; 0 keeps all.")
     keep_every: int = Field(

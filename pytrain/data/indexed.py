@@ -75,6 +75,11 @@ def _map(path: Path, dtype: np.dtype[Any], offset: int, count: int) -> NDArray[A
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def map_tokens(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """The ids of a `.bin`, mapped read-only; UserError where it cannot be read."""
+    return _map(path, dtype, 0, count)
+
+
 class IndexedDataset:
     """A token corpus, memory-mapped; every invariant of the format is checked on opening.
 
@@ -103,7 +108,7 @@ class IndexedDataset:
                 "of "
                 f"{self.dtype.itemsize} bytes ({total * self.dtype.itemsize} bytes)"
             )
-        self.tokens = _map(self.bin_path, self.dtype, 0, total)
+        self.tokens = map_tokens(self.bin_path, self.dtype, total)
         self.documents = entries - 1
 
     def _read_header(self, size: int) -> tuple[np.dtype[Any], int, int]:

@@ -1,17 +1,20 @@
 """Batches of training samples and of held-out text, as pure functions of integers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pytrain import _batch
-from pytrain.data.indexed import IndexedDataset
+from pytrain.data.indexed import IndexedDataset, map_tokens
 from pytrain.data.mixture import Mixture, Phase
 from pytrain.data.sidecar import Sidecar, check_tokenizer, read_sidecar, sidecar_path
 from pytrain.errors import UserError
+
+T = TypeVar("T")
 
 # Offsets of a corpus without document boundaries: the native loop does not look at them.
 NO_STARTS: NDArray[np.int64] = np.empty(0, np.int64)
@@ -48,6 +51,46 @@ class Batch:
     corpus_ids: NDArray[np.int32]
 
 
+class OnRoot(Protocol):
+    """Calls a function in one process of several, and gives its result or `UserError` to all of them."""
+
+    def __call__(self, call: Callable[[], T], /) -> T: ...
+
+
+def alone(call: Callable[[], T]) -> T:
+    """`OnRoot` of one process."""
+    return call()
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What the index of a corpus and its note say, as far as windows need it; plain data, so that it can travel."""
+
+    bin_path: Path
+    dtype: np.dtype[Any]
+    tokens: int
+    starts: NDArray[np.int64]
+    """Token at which each document begins; NO_STARTS without document boundaries."""
+    sidecar: Sidecar | None
+
+
+def _read_index(
+    prefix: str | Path, label: str, vocabulary: int, document_boundaries: bool, tokenizer_sha256: str | None
+) -> _Index:
+    dataset, sidecar = IndexedDataset(prefix), read_sidecar(prefix)
+    check_tokenizer(prefix, sidecar, tokenizer_sha256, vocabulary)
+    tokens = len(dataset.tokens)
+    if sidecar is not None and (sidecar.tokens, sidecar.documents) != (tokens, dataset.documents):
+        raise UserError(
+            f"{sidecar_path(dataset.prefix)} describes {sidecar.tokens} tokens in {sidecar.documents} documents, but "
+            f"{dataset.bin_path.name} holds {tokens} in {dataset.documents}: prepare the corpus again"
+        )
+    if tokens < 2:
+        raise UserError(f"{dataset.bin_path}: the corpus {label} is empty")
+    starts = dataset.document_starts if document_boundaries else NO_STARTS
+    return _Index(dataset.bin_path, dataset.dtype, tokens, starts, sidecar)
+
+
 class _Corpus:
     """One opened corpus and the options with which windows are cut from it."""
 
@@ -59,35 +102,22 @@ class _Corpus:
         document_boundaries: bool,
         mask_boundary: bool,
         tokenizer_sha256: str | None,
+        on_root: OnRoot,
     ) -> None:
         self.label = label
         self.vocabulary = vocabulary
         self.document_boundaries = document_boundaries
         self.mask_boundary = mask_boundary
-        self.dataset = IndexedDataset(prefix)
-        self.sidecar = read_sidecar(prefix)
-        check_tokenizer(prefix, self.sidecar, tokenizer_sha256, vocabulary)
-        self._check_sidecar()
-        if len(self.dataset.tokens) < 2:
-            raise UserError(f"{self.dataset.bin_path}: the corpus {label} is empty")
-        self.starts = self.dataset.document_starts if document_boundaries else NO_STARTS
-
-    def _check_sidecar(self) -> None:
-        note, dataset = self.sidecar, self.dataset
-        if note is not None and (note.tokens, note.documents) != (len(dataset.tokens), dataset.documents):
-            raise UserError(
-                f"{sidecar_path(dataset.prefix)} describes {note.tokens} tokens in {note.documents} "
-                "documents, but "
-                f"{dataset.bin_path.name} holds {len(dataset.tokens)} in {dataset.documents}: prepare the "
-                "corpus again"
-            )
+        index = on_root(lambda: _read_index(prefix, label, vocabulary, document_boundaries, tokenizer_sha256))
+        self.bin_path, self.starts, self.sidecar = index.bin_path, index.starts, index.sidecar
+        self.tokens = map_tokens(index.bin_path, index.dtype, index.tokens)
 
     def fill(self, windows: NDArray[np.int64], rows: NDArray[np.int64], outputs: Sequence[NDArray[np.int32]]) -> None:
         """Fill rows `rows` of tokens, targets, positions and document_starts ([B, T] each) from token
         `windows`.
         """
         bad = _batch.fill_windows(
-            self.dataset.tokens,
+            self.tokens,
             self.starts,
             windows,
             rows,
@@ -98,8 +128,8 @@ class _Corpus:
         )
         if bad >= 0:
             raise UserError(
-                f"{self.dataset.bin_path}: token {bad} of the corpus {self.label} has the id "
-                f"{int(self.dataset.tokens[bad])}, outside the vocabulary of {self.vocabulary}"
+                f"{self.bin_path}: token {bad} of the corpus {self.label} has the id "
+                f"{int(self.tokens[bad])}, outside the vocabulary of {self.vocabulary}"
             )
 
 
@@ -129,7 +159,8 @@ class Loader:
     that began before its sample counts positions from the sample's first token.
 
     phases: weights over time; by default one phase of the corpora's own weights. tokenizer_sha256: of the
-    run's tokenizer, compared with what each corpus was prepared with. Raises UserError, naming the file.
+    run's tokenizer, compared with what each corpus was prepared with. on_root: where several processes open the
+    same corpora together, reads indices and notes in one of them. Raises UserError, naming the file.
     """
 
     def __init__(
@@ -143,25 +174,30 @@ class Loader:
         mask_boundary: bool = True,
         phases: Sequence[Phase] | None = None,
         tokenizer_sha256: str | None = None,
+        on_root: OnRoot = alone,
     ) -> None:
         _check_length(sequence_length)
         self.sequence_length = sequence_length
         self._corpora = [
-            _Corpus(spec.prefix, spec.label, vocabulary, document_boundaries, mask_boundary, tokenizer_sha256)
+            _Corpus(
+                spec.prefix, spec.label, vocabulary, document_boundaries, mask_boundary, tokenizer_sha256, on_root
+            )
             for spec in corpora
         ]
         self.names = tuple(corpus.label for corpus in self._corpora)
-        for corpus in self._corpora:
-            if len(corpus.dataset.tokens) <= sequence_length:
-                raise UserError(
-                    f"{corpus.dataset.bin_path}: the corpus {corpus.label} has {len(corpus.dataset.tokens)} "
-                    "tokens, "
-                    f"fewer than one sample of {sequence_length} + 1"
-                )
-        sizes = [(len(corpus.dataset.tokens) - 1) // sequence_length for corpus in self._corpora]
+        on_root(self._check_sizes)
+        sizes = [(len(corpus.tokens) - 1) // sequence_length for corpus in self._corpora]
         if phases is None:
             phases = [Phase(0, tuple(spec.weight for spec in corpora))]
         self.mixture = Mixture(sizes, phases, seed, self.names)
+
+    def _check_sizes(self) -> None:
+        for corpus in self._corpora:
+            if len(corpus.tokens) <= self.sequence_length:
+                raise UserError(
+                    f"{corpus.bin_path}: the corpus {corpus.label} has {len(corpus.tokens)} tokens, "
+                    f"fewer than one sample of {self.sequence_length} + 1"
+                )
 
     @property
     def sidecars(self) -> tuple[Sidecar | None, ...]:
@@ -171,7 +207,7 @@ class Loader:
     @property
     def corpus_tokens(self) -> tuple[int, ...]:
         """Tokens of each corpus."""
-        return tuple(len(corpus.dataset.tokens) for corpus in self._corpora)
+        return tuple(len(corpus.tokens) for corpus in self._corpora)
 
     def batch(self, first_sample: int, count: int) -> Batch:
         """Samples first_sample .. first_sample + count - 1 of the global order; a pure function of the two
@@ -182,7 +218,7 @@ class Loader:
         """
         corpus_ids, sample_ids = self.mixture.locate(first_sample, count)
         outputs = _outputs(count, self.sequence_length)
-        for corpus in np.unique(corpus_ids):
+        for corpus in np.unique(corpus_ids) if len(self._corpora) > 1 else (0,):
             rows = np.flatnonzero(corpus_ids == corpus).astype(np.int64)
             self._corpora[int(corpus)].fill(sample_ids[rows] * self.sequence_length, rows, outputs)
         return _flattened(outputs, sample_ids, corpus_ids)
@@ -207,13 +243,16 @@ class HeldOut:
         name: str = "",
         mask_boundary: bool = True,
         tokenizer_sha256: str | None = None,
+        on_root: OnRoot = alone,
     ) -> None:
         _check_length(sequence_length)
         self.sequence_length = sequence_length
         label = CorpusSpec(prefix, name=name).label
-        self._corpus = _Corpus(prefix, label, vocabulary, document_boundaries, mask_boundary, tokenizer_sha256)
+        self._corpus = _Corpus(
+            prefix, label, vocabulary, document_boundaries, mask_boundary, tokenizer_sha256, on_root
+        )
         self.name = label
-        self.tokens = len(self._corpus.dataset.tokens)
+        self.tokens = len(self._corpus.tokens)
         self.windows = -(-(self.tokens - 1) // sequence_length)
         self.sidecar = self._corpus.sidecar
         self.utf8_bytes = None if self.sidecar is None else self.sidecar.utf8_bytes

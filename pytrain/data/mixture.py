@@ -101,6 +101,8 @@ class Mixture:
         Cost O(count + 64), wherever `first_sample` lies.
         """
         corpora, draws = self._draws(first_sample, count)
+        if len(self.sizes) == 1:
+            return corpora, _order.ordinals_to_samples(draws, self.sizes[0], self.seed, 0)
         samples = np.empty(count, np.int64)
         for corpus in np.unique(corpora):
             chosen = corpora == corpus

@@ -15,6 +15,7 @@ from pytrain.schedule.actions import (
     peak_in_flight,
 )
 from pytrain.schedule.check import Peaks, Report, check
+from pytrain.schedule.early import early_receives
 from pytrain.schedule.lower import lower
 from pytrain.schedule.programs import (
     SCHEDULES,
@@ -42,6 +43,7 @@ __all__ = [
     "ScheduleError",
     "Span",
     "check",
+    "early_receives",
     "forward_only",
     "forward_only_pipeline",
     "gpipe",

@@ -1,4 +1,7 @@
-"""Every grid of 1, 2, 4 and 8 ranks, every schedule, ZeRO stage and family; prints a table of the worst."""
+"""Every grid of 1, 2, 4 and 8 ranks, every schedule, ZeRO stage and family, with and without sequence parallelism.
+
+Prints a table of the worst.
+"""
 
 import itertools
 import json
@@ -15,10 +18,10 @@ from tests.parallel.test_grids import case_of, judge
 def test_all_grids(ranks: int, tmp_path: Path) -> None:
     cases = []
     for dp, pp, tp in itertools.product((1, 2, 4), repeat=3):
-        for shape, zero, schedule in itertools.product(
-            SHAPES, (0, 1), ("1f1b", "gpipe", "zero-bubble", "interleaved")
+        for shape, zero, schedule, rows in itertools.product(
+            SHAPES, (0, 1, 2, 3), ("1f1b", "gpipe", "zero-bubble", "interleaved"), (False, True)
         ):
-            case = case_of((dp, pp, tp), shape, zero, schedule, ("none", "selective", "full")[len(cases) % 3])
+            case = case_of((dp, pp, tp), shape, zero, schedule, ("none", "selective", "full")[len(cases) % 3], rows)
             alike = [{**other, "recompute": case["recompute"]} for other in cases]
             if dp * pp * tp == ranks and case not in alike:
                 cases.append(case)

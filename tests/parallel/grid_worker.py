@@ -7,9 +7,9 @@ Rank 0 writes a list of results; the test that started this decides.
 """
 
 import dataclasses
-import hashlib
 import json
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from pytrain.data.loader import Batch
 from pytrain.estimate import rank_memory
 from pytrain.feeding import replica_batches
 from pytrain.rank import RankModel
+from pytrain.schedule import check
+from pytrain.zero import StageState
 from tests import reference, spine
 from tests.reference_cases import GPT2, LLAMA
 
@@ -38,9 +40,8 @@ GLOBAL_BATCH, LENGTH, SEED = 8, 11, 5
 
 def run_config(case: dict[str, Any], grid: bool) -> RunConfig:
     """The configuration of a case; without `grid`, of the same training in one process."""
-    parallel = {
-        key: case[key] for key in ("dp", "pp", "tp", "zero", "schedule", "chunks", "rank_order") if key in case
-    }
+    keys = ("dp", "pp", "tp", "zero", "schedule", "chunks", "rank_order", "sequence_parallel")
+    parallel = {key: case[key] for key in keys if key in case}
     model = spine.model_config(SHAPES[case["shape"]]).model_dump(exclude_none=True)
     return build(
         {
@@ -50,7 +51,10 @@ def run_config(case: dict[str, Any], grid: bool) -> RunConfig:
             "data": {"train": ["unused"], "sequence_length": LENGTH},
             "batch": {"micro_batch": 1, "global_batch": GLOBAL_BATCH},
             "learning_rate": {"peak": 1e-3},
-            "precision": {"dtype": case.get("dtype", "fp32")},
+            "precision": {
+                "dtype": case.get("dtype", "fp32"),
+                "gradient_reduction": case.get("gradient_reduction", "fp32") if grid else "fp32",
+            },
             "recompute": {"policy": case.get("recompute", "none")},
             "parallel": parallel if grid else {},
         }
@@ -75,23 +79,24 @@ def train(case: dict[str, Any], world: Group, grid: bool) -> dict[str, Any]:
     shape = SHAPES[case["shape"]]
     model = RankModel(config, world)
     weights = reference.visible_parameters(shape, SEED)
-    for stage in model.stages.values():
-        stage.load_weights(weights)
+    for state in model.optimizer.states:
+        load(state, weights)
     start = owned(model, "weights")
     source = source_of(shape) if model.needs_tokens else None
-    losses, gradients, executed = [], {}, None
+    losses, gradients, executed, in_flight = [], {}, None, 0
     for step in range(int(case.get("steps", 20))):
         batches = replica_batches(source, model.groups, 0, config.micro_batches, 1, LENGTH)
         result = model.engine.run(model.training_program, batches, learning_rate=1e-3 * min(1, (step + 1) / 5))
         losses.append(result.loss)
         executed = [str(action) for action in result.executed]
+        in_flight = result.in_flight
         if step == 0:
             gradients = owned(model, "gradients")
     evaluated = model.engine.run(
         model.evaluation_program(config.micro_batches),
         replica_batches(source, model.groups, 0, config.micro_batches, 1, LENGTH),
     )
-    replicas = sorted((run.spec.name, digest(state, run)) for state in model.optimizer.states for run in state.runs)
+    replicas = [copy for state in model.optimizer.states for copy in replicated(model, state)]
     planned = rank_memory(model.plan, model.grid.pp_rank, model.grid.tp_rank).by_kind
     held = {kind: model.device.bytes_in_use(kind) for kind in planned}
     return {
@@ -103,25 +108,56 @@ def train(case: dict[str, Any], world: Group, grid: bool) -> dict[str, Any]:
         "weights": owned(model, "weights"),
         "replicated": replicas,
         "executed": executed,
+        "in_flight": in_flight,
+        "planned_in_flight": check(model.plan.training).peaks[model.grid.pp_rank].forward_weight,
         "program": [str(action) for action in model.training_program],
     }
 
 
-def digest(state: Any, run: Any) -> str:
-    """The bits of a replicated tensor's weights, to compare between tensor-parallel ranks."""
-    if not run.spec.replicated:
-        return ""
-    return hashlib.sha256(state.stage.slice_of(state.stage.weights[run.bucket], run.spec).tobytes()).hexdigest()
+def load(state: StageState, weights: Mapping[str, NDArray[Any]]) -> None:
+    """Set a stage's weights from whole tensors, or its shards of them."""
+    if state.stage.whole_weights:
+        state.stage.load_weights(weights)
+        return
+    for run in state.runs:
+        first = run.spec.first_element + run.begin
+        state.weights_of(run)[:] = weights[run.spec.name].reshape(-1)[first : first + run.end - run.begin]
+
+
+def replicated(model: RankModel, state: StageState) -> Iterator[tuple[str, str, int, bytes]]:
+    """(tensor, whose copy, first element, weights) of what tensor-parallel ranks hold alike.
+
+    A copy is that of one rank, or where weights lie as shards that of all replicas of one slice together.
+    """
+    grid, stage = model.grid, state.stage
+    if stage.whole_weights:
+        for spec, array in stage.parameters():
+            if spec.replicated:
+                yield spec.name, grid.label, 0, array.tobytes()
+        return
+    for run in state.runs:
+        if run.spec.replicated:
+            yield run.spec.name, f"tp {grid.tp_rank}", run.begin, state.weights_of(run).tobytes()
+
+
+def different_copies(ranks: list[dict[str, Any]]) -> int:
+    """How many kinds of bits the copies of one replicated tensor have, at most."""
+    parts: dict[tuple[str, str], list[tuple[int, bytes]]] = {}
+    for name, owner, begin, data in (part for rank in ranks for part in rank["replicated"]):
+        parts.setdefault((name, owner), []).append((begin, data))
+    kinds: dict[str, set[bytes]] = {}
+    for (name, _), found in parts.items():
+        kinds.setdefault(name, set()).add(b"".join(data for _, data in sorted(found)))
+    return max(len(copies) for copies in kinds.values())
 
 
 def owned(model: RankModel, what: str) -> list[tuple[str, int, NDArray[np.float64]]]:
     """(tensor, first element, values) of every run that this rank alone stands for."""
     runs = []
     for state in model.optimizer.states:
-        buffers = state.stage.weights if what == "weights" else state.stage.gradients
         for run in state.runs:
             if state.counts(run):
-                data = buffers[run.bucket].array[run.in_bucket].astype(np.float64)
+                data = (state.weights_of(run) if what == "weights" else state.gradient_of(run)).astype(np.float64)
                 runs.append((run.spec.name, run.spec.first_element + run.begin, data))
     return runs
 
@@ -149,13 +185,9 @@ def compare(case: dict[str, Any], ranks: list[dict[str, Any]], alone: dict[str, 
             continue  # its gradient is zero in exact arithmetic, and Adam makes noise of any size into steps
         moved += float(((weights - single["start"][name]) ** 2).sum())
         drifted += float(((gathered["weights"][name] - weights) ** 2).sum())
-    bits: dict[str, set[str]] = {}
-    for rank in ranks:
-        for name, value in rank["replicated"]:
-            bits.setdefault(name, set()).add(value)
     return {
         "case": case,
-        "replicas": max(len(values) for values in bits.values()),
+        "replicas": different_copies(ranks),
         "loss": abs(ranks[0]["losses"][0] / alone["losses"][0] - 1),
         "last_loss": abs(ranks[0]["losses"][-1] / alone["losses"][-1] - 1),
         "fell": alone["losses"][0] - alone["losses"][-1],
@@ -166,6 +198,8 @@ def compare(case: dict[str, Any], ranks: list[dict[str, Any]], alone: dict[str, 
         "memory": all(rank["memory"] for rank in ranks),
         "same_losses": all(rank["losses"] == ranks[0]["losses"] for rank in ranks),
         "executed": all(rank["executed"] == rank["program"] for rank in ranks),
+        "in_flight": [rank["in_flight"] for rank in ranks],
+        "planned_in_flight": [rank["planned_in_flight"] for rank in ranks],
     }
 
 

@@ -74,6 +74,9 @@ def test_staging_keeps_its_buffers_and_counts_them() -> None:
     numbers = bigger.view(np.dtype(np.uint16), 3)
     numbers[:] = 9
     assert (numbers.dtype, numbers.size) == (np.uint16, 3)
+    assert bigger.view(np.dtype(np.float32), 3).dtype == np.float32  # the same size in another type
+    assert bigger.view(np.dtype(np.float32), 4).size == 4
+    assert np.shares_memory(bigger.view(np.dtype(np.uint16), 3), numbers)
 
 
 # --- progress, on messages that complete when the test says so -------------------------------------
@@ -183,3 +186,42 @@ def test_an_error_of_an_operation_reaches_who_waits(wire: Wire) -> None:
         handle.wait()
     with pytest.raises(RuntimeError, match="broken"):
         handle.test()
+
+
+# --- what is waited for at once ----------------------------------------------------------------------
+
+
+def test_an_operation_that_is_waited_for_at_once(wire: Wire) -> None:
+    journal, log = Journal(), list[str]()
+    progress = Progress(wire.transport, journal)
+    switches = [Switch(), Switch()]
+    wire.scratch(np.dtype(np.float32), 10)
+    handle = progress.run(wire, operation(switches, log, "a"), journal.begin("g", "a"))
+    assert (handle.test(), handle.wait(), log) == (True, "a", ["a0", "a1"])
+    assert wire.counters.waited_seconds == wire.counters.open_seconds > 0.0
+    assert not journal.waiting
+    assert len(wire.tools.staging._free) == 1
+
+
+def test_it_moves_on_what_was_started_before(wire: Wire) -> None:
+    journal, log = Journal(), list[str]()
+    progress = Progress(wire.transport, journal)
+    first = progress.start(wire, operation([Switch()], log, "a"), journal.begin("g", "a"))
+    handle = progress.run(wire, operation([Switch()], log, "b"), journal.begin("g", "b"))
+    assert handle.wait() == "b"
+    assert first.wait() == "a"
+    assert sorted(log) == ["a0", "b0"]
+    assert not journal.waiting
+
+
+def test_its_error_is_raised_and_it_is_over(wire: Wire) -> None:
+    def steps() -> Steps:
+        yield [Switch()]
+        raise RuntimeError("broken")
+
+    journal = Journal()
+    progress = Progress(wire.transport, journal)
+    with pytest.raises(RuntimeError, match="broken"):
+        progress.run(wire, steps(), journal.begin("g", "a"))
+    assert not journal.waiting
+    assert progress.run(wire, operation([Switch()], [], "b"), journal.begin("g", "b")).wait() == "b"

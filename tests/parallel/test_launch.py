@@ -3,11 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from pytrain.collectives import Group
-from pytrain.collectives.process import Place, crowding
+from pytrain.collectives.process import Place, choose_progress, crowding
 from pytrain.launch import find_launcher, foreign_library, loaded_library, world
 from tests.parallel.launch import liveness, run_ranks
 
@@ -155,3 +156,33 @@ def test_crowding_counts_the_cores_that_the_ranks_share() -> None:
     assert "host1" in (crowding(bound, 1) or "")
     tight = [place(0, {0, 1}, 3), place(0, {2, 3}, 1)]
     assert "runs 3 threads on the 2 cores of its affinity mask" in (crowding(tight, 0) or "")
+
+
+@pytest.mark.parametrize(
+    ("places", "mode", "use"),
+    [
+        ([place(0, {0, 1, 2, 3}, 2)], "thread", "1 rank with 2 threads together may run on 4"),
+        ([place(0, {0, 1, 2, 3}, 2)] * 2, "test", "2 ranks with 4 threads together may run on 4"),
+        # One core for two progress threads.
+        ([place(0, {0, 1, 2, 3, 4}, 2)] * 2, "thread", "2 ranks with 4 threads together may run on 5"),
+        # Another rank's spare core is none of ours.
+        ([place(0, {0, 1}, 2), place(0, {2, 3}, 1)], "test", "1 rank with 2 threads together may run on 2"),
+        ([place(0, {0, 1}, 1), place(0, {2, 3}, 2)], "thread", "1 rank with 1 threads together may run on 2"),
+        # The same numbers on another node.
+        ([place(0, {0, 1}, 1), place(1, {0, 1}, 1)], "thread", "1 rank with 1 threads together may run on 2"),
+        ([place(0, {0, 1}, 1), place(0, {0, 1}, 1)], "test", "2 ranks with 2 threads together may run on 2"),
+        # The node has a spare core, but this rank may not run on it.
+        ([place(0, {0}, 1), place(0, {0, 1, 2}, 1)], "test", "2 ranks with 2 threads together may run on 3"),
+        ([place(0, {0, 1}, 4)], "test", "1 rank with 4 threads together may run on 2"),
+    ],
+)
+def test_a_thread_moves_messages_on_where_it_has_a_core(places: list[Place], mode: str, use: str) -> None:
+    choice = choose_progress("auto", places, 0)
+    left = "one" if mode == "thread" else "none"
+    assert str(choice) == f"{mode}: {use} cores of host0, which leaves {left} for a thread"
+
+
+@pytest.mark.parametrize("mode", ["thread", "test"])
+def test_who_configures_the_progress_gets_it(mode: Literal["thread", "test"]) -> None:
+    for cores in ({0}, {0, 1, 2}):
+        assert choose_progress(mode, [place(0, cores, 1)], 0) == (mode, "as configured")

@@ -11,10 +11,10 @@ from tests.parallel.launch import check_ranks
 
 GRIDS = [
     {},
-    {"dp": 2, "tp": 2, "zero": 1},
+    {"dp": 2, "tp": 2, "zero": 2},
     {"pp": 4, "schedule": "zero-bubble"},
-    {"dp": 4, "zero": 1},
-    {"dp": 2, "pp": 2, "schedule": "interleaved", "chunks": 2},
+    {"dp": 4, "zero": 3},
+    {"dp": 2, "pp": 2, "schedule": "interleaved", "chunks": 2, "zero": 1},
     {"pp": 2, "tp": 2},
 ]
 

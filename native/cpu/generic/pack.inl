@@ -4,6 +4,14 @@
 // Bytes: each source element is read once and written once as fp32. Neither the loads nor the shuffles (kLanes * 2 to 4
 // per kLanes * kLanes elements) should show: a packed element meets at least kLanes multiply-adds.
 
+// Rows of a source lie too far apart for the hardware to see that the next panels read on in each; and a block that is
+// read along ends before it has seen much. So each row is asked for this far ahead.
+constexpr std::int64_t kAheadBytes = 256;
+template <class Element>
+inline void ask_ahead(const Element* p) {
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + kAheadBytes);
+}
+
 // Stores x at row p of a panel, lane 0 at `first`. A panel narrower than a vector takes the whole vector where the next
 // row, still to be written, can hold what is too much: masked stores are slow on some cores.
 inline void store_panel(float* panel, std::int64_t p, std::int64_t k, std::int64_t panel_width, std::int64_t first,
@@ -22,11 +30,15 @@ void pack_across_lanes(float* panel, const typename Storage::Element* source, st
                        std::int64_t width, std::int64_t panel_width, std::int64_t first) {
     const std::int64_t valid = width - first;
     if (valid >= kLanes)
-        for (std::int64_t p = 0; p < k; ++p)
+        for (std::int64_t p = 0; p < k; ++p) {
+            ask_ahead(source + p * ld + first);
             store_panel(panel, p, k, panel_width, first, Storage::load(source + p * ld + first));
+        }
     else if (valid > 0)
-        for (std::int64_t p = 0; p < k; ++p)
+        for (std::int64_t p = 0; p < k; ++p) {
+            ask_ahead(source + p * ld + first);
             store_panel(panel, p, k, panel_width, first, Storage::load_n(source + p * ld + first, valid));
+        }
     else
         for (std::int64_t p = 0; p < k; ++p) store_panel(panel, p, k, panel_width, first, set(0.0f));
 }
@@ -38,6 +50,7 @@ void pack_across(float* panel, const void* source, std::int64_t ld, std::int64_t
     if (width == panel_width &&
         panel_width == 2 * kLanes) {  // the usual right operand: each row of the source is visited once
         for (std::int64_t p = 0; p < k; ++p) {
+            ask_ahead(elements + p * ld);
             store(panel + p * panel_width, Storage::load(elements + p * ld));
             store(panel + p * panel_width + kLanes, Storage::load(elements + p * ld + kLanes));
         }
@@ -58,8 +71,10 @@ void pack_along(float* panel, const void* source, std::int64_t ld, std::int64_t 
         for (; p + kLanes <= k; p += kLanes) {
             V block[kLanes];
             PYTRAIN_UNROLL
-            for (std::int64_t i = 0; i < kLanes; ++i)
+            for (std::int64_t i = 0; i < kLanes; ++i) {
+                if (i < valid) ask_ahead(vectors + i * ld + p);
                 block[i] = i < valid ? Storage::load(vectors + i * ld + p) : set(0.0f);
+            }
             transpose(block);
             PYTRAIN_UNROLL
             for (std::int64_t i = 0; i < kLanes; ++i) store_panel(panel, p + i, k, panel_width, first, block[i]);

@@ -257,6 +257,29 @@ def two_nodes(world: MpiGroup, seed: int) -> None:
     group.close()
 
 
+def check_no_overlap(group: MpiGroup) -> None:
+    """What was started is done; but a message must stay under way, or two ranks that both send would hang."""
+    array = np.full(100_000, float(group.rank))
+    starts = {
+        "all_reduce": lambda: group.start_all_reduce(array),
+        "reduce_scatter": lambda: group.start_reduce_scatter(array),
+        "all_gather": lambda: group.start_all_gather(array),
+        "broadcast": lambda: group.start_broadcast_array(array),
+    }
+    for kind, start in starts.items():
+        group.counters.reset()
+        assert start().test(), kind
+        assert group.counters.operations == {kind: 1}
+        assert group.counters.waited_seconds == group.counters.open_seconds > 0.0
+    following, preceding = (group.rank + 1) % group.size, (group.rank - 1) % group.size
+    message = np.full(2**22, group.rank)  # far beyond what MPI would keep for the receiver
+    heard = np.empty_like(message)
+    sending = group.start_send(message, following)
+    group.receive(heard, preceding)
+    sending.wait()
+    assert np.all(heard == preceding)
+
+
 def check_settings(communicator: MPI.Intracomm, settings: Settings, seed: int) -> MpiGroup:
     """All operations under some settings."""
     group = world_group(settings, communicator)
@@ -284,12 +307,14 @@ def main(seed: int) -> None:
     check_grids(own, seed)
     free = check_settings(communicator, Settings(deterministic=False, progress="thread", limits=SMALL), seed)
     free.process.progress.close()
+    alternating = world_group(Settings(overlap=False), communicator)
+    check_no_overlap(alternating)
     plain = world_group(Settings(), communicator)
     check_counters(plain)
     check_sequences(plain)
     check_each(plain, seed)
     two_nodes(plain, seed)
-    for group in (own, free, plain):
+    for group in (own, free, alternating, plain):
         group.close()
     if communicator.Get_rank() == 0:
         print("all agree")

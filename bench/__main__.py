@@ -1,0 +1,130 @@
+"""All benchmarks, each in a short form, and a table at the end.
+
+    python -m bench --out results
+
+`results` then has a JSON file of each and report.html. Single ones take longer and say more: `python -m bench.NAME`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from pytrain.errors import UserError
+from pytrain.progress import compact
+
+from . import _record
+
+
+class Short(NamedTuple):
+    """A benchmark's short form, and the line that it gets in the table."""
+
+    options: tuple[str, ...]
+    line: Callable[[Mapping[str, Any]], str]
+
+
+def _peak(found: Mapping[str, Any]) -> str:
+    case = found["cases"][-1]
+    names = {"fp32_gflops": "fp32 GFLOP/s", "bf16_gflops": "bf16 GFLOP/s", "copy_gb_s": "GB/s copied"}
+    return ", ".join(f"{case[key]['median']:.0f} {name}" for key, name in names.items())
+
+
+def _shares(rows: list[Mapping[str, Any]]) -> str:
+    shares = sorted(row["share"] for row in rows)
+    median = shares[len(shares) // 2]
+    return f"{len(rows)} shapes, {shares[0]:.0%} to {shares[-1]:.0%} of the ceiling, median {median:.0%}"
+
+
+def _step(found: Mapping[str, Any]) -> str:
+    memory = found["peak_rss_bytes"] / 1e9
+    own = f"{compact(found['tokens_per_s'])} tokens/s, {found['mfu']:.0%} of peak, {memory:.2f} GB"
+    ratios = [f"{ratio['speed']['median']:.2f} x {name}" for name, ratio in found["ratios"].items()]
+    return ", ".join([own, *ratios, *(["INVALID"] if found["valid"] is False else [])])
+
+
+def _attention(found: Mapping[str, Any]) -> str:
+    ratios = [case["ratio"]["median"] for case in found["cases"] if "ratio" in case]
+    speeds = [case["gflops"]["median"] for case in found["cases"]]
+    beside = f", {min(ratios):.2f} to {max(ratios):.2f} x torch" if ratios else ""
+    return f"{min(speeds):.0f} to {max(speeds):.0f} GFLOP/s{beside}"
+
+
+def _peers(found: Mapping[str, Any]) -> str:
+    parts = []
+    for who in ("numpy", "torch"):
+        ratios = sorted(case["ratio"][who]["median"] for case in found["cases"] if who in case["ratio"])
+        if ratios:
+            parts.append(f"{ratios[0]:.2f} to {ratios[-1]:.2f} x {who}")
+    return ", ".join(parts) or "nobody to compare with"
+
+
+def _loader(found: Mapping[str, Any]) -> str:
+    rates = [case["tokens_per_s"]["median"] for case in found["cases"]]
+    return f"{compact(min(rates))} to {compact(max(rates))} tokens/s"
+
+
+def _collectives(found: Mapping[str, Any]) -> str:
+    ratios = [case["seconds"]["auto"]["median"] / case["seconds"]["MPI"]["median"] for case in found["cases"]]
+    return f"auto takes {min(ratios):.2f} to {max(ratios):.2f} of MPI's time"
+
+
+SHORT = {
+    "peak": Short(("--mebibytes", "64", "--rounds", "2"), _peak),
+    "matmul": Short(("--runs", "3"), lambda found: _shares(found["cases"])),
+    "kernels": Short(("--rounds", "3"), lambda found: _shares(found["kernels"])),
+    "attention": Short(
+        ("--length", "256", "--length", "1024", "--head-size", "64", "--head-size", "128", "--rounds", "3"),
+        _attention,
+    ),
+    "loader": Short(("--tokens", "600000", "--rounds", "5"), _loader),
+    "collectives": Short(("--ranks", "2", "--largest", "4", "--rounds", "5"), _collectives),
+    "peers": Short(("--rounds", "3"), _peers),
+    "step": Short(("--model", "gpt2-14m", "--batch", "16", "--steps", "1", "--peers", "torch_eager"), _step),
+}
+"""In the order in which they run."""
+
+
+@click.command()
+@click.option("--only", multiple=True, type=click.Choice(list(SHORT)), help="These alone; may be repeated.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep JSON files and report.html here."
+)
+def command(only: tuple[str, ...], out: Path | None) -> None:
+    """Run every benchmark in a short form."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = out or Path(temporary)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be made: {error.strerror}") from None
+        lines, failed = [], []
+        for name in only or SHORT:
+            begin = time.perf_counter()
+            path = folder / f"{name}.json"
+            print(f"=== {name}", flush=True)
+            command = [sys.executable, "-m", f"{__package__}.{name}", *SHORT[name].options, "--json", str(path)]
+            status = subprocess.run(command).returncode
+            seconds = time.perf_counter() - begin
+            if status:
+                failed.append(name)
+                lines.append(f"{name:<12} {seconds:>6.0f} s  failed with status {status}")
+            else:
+                lines.append(f"{name:<12} {seconds:>6.0f} s  {SHORT[name].line(_record.read(path))}")
+        if out is not None:
+            found = [str(folder / f"{name}.json") for name in only or SHORT if name not in failed]
+            report = [sys.executable, "-m", f"{__package__}.report", *found, "--out", str(out / "report.html")]
+            subprocess.run(report, check=True)
+    print("=== all", *lines, sep="\n", flush=True)
+    if failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    _record.start(command, "python -m bench")

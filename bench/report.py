@@ -1,0 +1,239 @@
+"""One HTML page of what benchmarks found: rooflines, bars and the machine, from files that --json wrote.
+
+    python -m bench.report results/*.json --out report.html
+
+The page stands alone: it loads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pytrain.errors import UserError
+from pytrain.progress import compact
+
+from . import _record
+from ._svg import COLOURS, Bar, Point, bars, roofline
+
+Found = Mapping[str, Any]
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2em auto; padding: 0 1em; color: #222; }
+svg { font: 12px system-ui, sans-serif; max-width: 100%; height: auto; }
+table { border-collapse: collapse; } td { padding: 2px 14px 2px 0; vertical-align: top; }
+.invalid { color: #a8434c; font-weight: bold; }
+"""
+
+
+def _bar(label: str, values: Found, unit: str, series: int = 0, digits: int = 1) -> Bar:
+    return Bar(label, values["median"], values["min"], values["max"], f"{values['median']:.{digits}f} {unit}", series)
+
+
+def _legend(names: Sequence[str]) -> str:
+    spans = (f'<span style="color:{COLOURS[i % len(COLOURS)]}">■</span> {escape(n)}' for i, n in enumerate(names))
+    return f"<p>{' &nbsp; '.join(spans)}</p>"
+
+
+def peak_section(found: Found) -> Iterator[str]:
+    """Ceilings by number of threads."""
+    for key, unit in (("fp32_gflops", "GFLOP/s"), ("read_gb_s", "GB/s"), ("copy_gb_s", "GB/s")):
+        yield f"<h3>{key}</h3>"
+        yield bars([_bar(f"{row['threads']} threads", row[key], unit) for row in found["cases"]])
+
+
+def step_section(found: Found) -> Iterator[str]:
+    """Tokens per second beside the peers, memory, and where the time went."""
+    options = found["options"]
+    yield f"<p>{escape(_words(options, 'model', 'batch', 'seq', 'dtype', 'tp'))}</p>"
+    runs = {"pytrain": found} | {name: peer for name, peer in found["peers"].items() if "skipped" not in peer}
+    speeds, memory = [], []
+    for number, (name, run) in enumerate(runs.items()):
+        seconds = run["step_seconds"]
+        text = f"{compact(run['tokens_per_s'])} tokens/s, {run['mfu']:.1%} of peak"
+        rates = (found["tokens"] / seconds["max"], found["tokens"] / seconds["min"])
+        speeds.append(Bar(name, run["tokens_per_s"], *rates, text, number))
+        size = run["peak_rss_bytes"] / 1e9
+        memory.append(Bar(name, size, size, size, f"{size:.2f} GB", number))
+    yield bars(speeds)
+    for name, peer in found["peers"].items():
+        if "skipped" in peer:
+            yield f"<p>{escape(name)}: skipped: {escape(peer['skipped'])}</p>"
+    if found["valid"] is False:
+        yield f'<p class="invalid">Invalid: {escape(found["validity"])}</p>'
+    yield "<h3>Peak memory</h3>" + bars(memory)
+    yield f"<h3>Where a step goes</h3><p>Python: {found['python_share']:.2%} of a step</p>"
+    ops = [(name, 1e3 * seconds) for name, seconds in found["ops"].items()]
+    yield bars([Bar(name, value, value, value, f"{value:.2f} ms") for name, value in ops])
+
+
+def kernels_section(found: Found) -> Iterator[str]:
+    """Shares of the ceiling that binds each operation."""
+    isas = list(dict.fromkeys(row["isa"] for row in found["kernels"]))
+    yield _legend(isas)
+    rows = [
+        Bar(
+            f"{row['name']}",
+            row["share"],
+            row["rate"]["min"] / row["ceiling"],
+            row["rate"]["max"] / row["ceiling"],
+            f"{row['share']:.0%} ({row['rate']['median']:.1f} {row['unit']})",
+            isas.index(row["isa"]),
+        )
+        for row in found["kernels"]
+    ]
+    yield bars(rows, ceiling=1.0)
+
+
+def attention_section(found: Found) -> Iterator[str]:
+    """GFLOP/s by shape, ours and PyTorch's."""
+    yield _legend(["pytrain", "torch"])
+    rows = []
+    for case in found["cases"]:
+        label = f"{case['dtype']} T {case['length']}, D {case['head_size']}"
+        rows.append(_bar(label, case["gflops"], "GFLOP/s"))
+        if "torch_gflops" in case:
+            rows.append(_bar("", case["torch_gflops"], "GFLOP/s", 1))
+    yield bars(rows)
+
+
+def peers_section(found: Found) -> Iterator[str]:
+    """Products and rows, ours and others'."""
+    names = ["pytrain", "numpy", "torch"]
+    yield _legend(names)
+    for unit in ("GFLOP/s", "GB/s"):
+        rows = [
+            _bar(f"{case['dtype']} {case['name']}" if who == "pytrain" else "", rate, unit, names.index(who))
+            for case in found["cases"]
+            if case["unit"] == unit
+            for who, rate in case["rate"].items()
+        ]
+        if rows:
+            yield bars(rows)
+
+
+def matmul_section(found: Found) -> Iterator[str]:
+    """Products of a step, as shares of the peak."""
+    rows = [
+        Bar(case["name"], case["share"], case["share"], case["share"], f"{case['share']:.0%} ({case['gflops']:.0f})")
+        for case in found["cases"]
+    ]
+    yield bars(rows, ceiling=1.0)
+
+
+def loader_section(found: Found) -> Iterator[str]:
+    """Tokens per second."""
+    rows = [
+        Bar(
+            case["what"],
+            case["tokens_per_s"]["median"],
+            case["tokens_per_s"]["min"],
+            case["tokens_per_s"]["max"],
+            f"{compact(case['tokens_per_s']['median'])} tokens/s",
+        )
+        for case in found["cases"]
+    ]
+    yield bars(rows)
+
+
+def collectives_section(found: Found) -> Iterator[str]:
+    """Times of each algorithm over MPI's, for each size."""
+    for case in found["cases"]:
+        yield f"<h3>{case['ranks']} ranks, {case['bytes']:,} bytes</h3>"
+        rows = [_bar(name, _scaled(value, 1e6), "us") for name, value in case["seconds"].items()]
+        yield bars(rows)
+
+
+def _scaled(values: Found, factor: float) -> dict[str, float]:
+    return {name: factor * values[name] for name in ("median", "min", "max")}
+
+
+SECTIONS: Mapping[str, Callable[[Found], Iterator[str]]] = {
+    "peak": peak_section,
+    "step": step_section,
+    "matmul": matmul_section,
+    "kernels": kernels_section,
+    "attention": attention_section,
+    "peers": peers_section,
+    "loader": loader_section,
+    "collectives": collectives_section,
+}
+
+
+def roofline_section(files: Sequence[Found]) -> Iterator[str]:
+    """Kernels under the ceilings that `bench.peak` measured on the same machine, if it is among the files."""
+    peaks = [found for found in files if found["bench"] == "peak"]
+    points = [
+        Point(
+            f"{row['name']} ({row['isa']})",
+            row["flops"] / row["bytes"],
+            row["flops"] / row["seconds"]["median"] / 1e9,
+        )
+        for found in files
+        if found["bench"] == "kernels"
+        for row in found["kernels"]
+        if row["flops"]
+    ]
+    if not peaks or not points:
+        return
+    most = max(peaks[-1]["cases"], key=lambda row: row["threads"])
+    yield "<h2>Roofline</h2><p>Point at a dot for its name. A dot above the slope lives in a cache.</p>"
+    yield roofline(points, most["fp32_gflops"]["max"], most["copy_gb_s"]["max"])
+
+
+def _words(values: Found, *names: str) -> str:
+    return ", ".join(f"{name} {values[name]}" for name in names if name in values)
+
+
+def machine_table(machine: Found) -> str:
+    """Where the numbers come from."""
+    names = (
+        *("cpu", "caches", "memory", "cores_in_mask", "governor", "threads", "isa", "load"),
+        *("pytrain", "commit", "date"),
+    )
+    rows = "".join(f"<tr><td>{name}</td><td>{escape(str(machine.get(name, '')))}</td></tr>" for name in names)
+    return f"<details><summary>machine</summary><table>{rows}</table></details>"
+
+
+def page(files: Sequence[Found]) -> str:
+    """The whole page."""
+    parts = ["<h1>pytrain benchmarks</h1>"]
+    parts += roofline_section(files)
+    for found in files:
+        section = SECTIONS.get(found["bench"])
+        if section is not None:
+            parts += [f"<h2>{escape(found['bench'])}</h2>", *section(found), machine_table(found["machine"])]
+    body = "\n".join(parts)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>pytrain benchmarks</title>'
+        f"<style>{STYLE}</style></head>\n<body>{body}</body></html>\n"
+    )
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", default="report.html", show_default=True, type=click.Path(path_type=Path), help="The page.")
+def command(files: tuple[Path, ...], out: Path) -> None:
+    """Make a page of results that --json wrote."""
+    found = [_record.read(path) for path in files]
+    known = [entry for entry in found if entry["bench"] in SECTIONS]
+    for path, entry in zip(files, found, strict=True):
+        if entry not in known:
+            print(f"{path}: left out, since the report has no section for {entry['bench']}")
+    try:
+        out.write_text(page(known), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+    print(f"wrote {out}")
+
+
+def main(arguments: list[str]) -> None:
+    """Run with these command-line arguments, as `pytrain bench report` does."""
+    command.main(arguments, prog_name="pytrain bench report", standalone_mode=False)
+
+
+if __name__ == "__main__":
+    _record.start(command, "python -m bench.report")

@@ -1,0 +1,27 @@
+// What AVX512_BF16 adds to the table of AVX-512: products of bf16 operands, two multiply-adds a lane. Built with those
+// flags, so nothing here may leave this file: see "Traps" in native/README.md.
+#include "cpu/avx512_bf16/microkernel.h"
+#include "cpu/avx512_bf16/pack.h"
+#include "cpu/kernels.h"
+
+namespace pytrain::cpu {
+
+void fill_avx512_bf16(Kernels* kernels) {
+    using namespace avx512_bf16;
+    kernels->name = "avx512_bf16";
+    Products& products = kernels->bf16;
+    products.word_depth = kWordDepth;
+    products.tile_rows = kTileRows;
+    products.tile_columns = kTileColumns;
+    products.block_rows = kBlockRows;
+    products.block_depth = kBlockDepth;
+    products.block_columns = kBlockColumns;
+    products.matmul_tile = matmul_tile;
+    products.pack_along[static_cast<int>(DType::fp32)] = pack_along<FromFp32>;
+    products.pack_along[static_cast<int>(DType::bf16)] = pack_along<FromBf16>;
+    products.pack_across[static_cast<int>(DType::fp32)] = pack_across<FromFp32>;
+    products.pack_across[static_cast<int>(DType::bf16)] = pack_across<FromBf16>;
+    products.peak_flops = peak_flops;
+}
+
+}  // namespace pytrain::cpu

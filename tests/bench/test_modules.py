@@ -1,0 +1,181 @@
+"""Each benchmark in its shortest form: it runs, and its JSON has what is promised. No timing is asserted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import _record
+from tests.bench.commands import check_summary, measure
+
+
+def test_peak(tmp_path: Path) -> None:
+    found = measure("peak", tmp_path, "--threads", "1", "--mebibytes", "1", "--rounds", "2")
+    (case,) = found["cases"]
+    assert case["threads"] == 1
+    for name in ("fp32_gflops", "bf16_gflops", "read_gb_s", "copy_gb_s"):
+        check_summary(case[name], 2)
+
+
+def test_matmul(tmp_path: Path) -> None:
+    found = measure("matmul", tmp_path, "--threads", "1", "--runs", "1", "--rows", "8")
+    names = [case["name"] for case in found["cases"]]
+    assert len(names) == len(set(names)) == 15
+    assert {"qkv forward", "mlp.down dX", "head dW"} <= set(names)
+    assert all(case["gflops"] > 0 and case["share"] > 0 for case in found["cases"])
+
+
+@pytest.fixture
+def small_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.kernels.VOCABULARY", 500)
+
+
+@pytest.mark.usefixtures("small_vocabulary")
+def test_kernels_have_their_ceilings(tmp_path: Path) -> None:
+    found = measure("kernels", tmp_path, "--rounds", "1", "--rows", "4", "--isa", "scalar")
+    kernels = {row["name"]: row for row in found["kernels"]}
+    wanted = {"layernorm backward", "rmsnorm forward", "swiglu backward", "rope", "embedding backward", "adamw"}
+    assert wanted | {"head statistics", "attention backward", "product x W^T"} <= set(kernels)
+    for row in kernels.values():
+        check_summary(row["rate"], 1)
+        assert row["share"] == pytest.approx(row["rate"]["median"] / row["ceiling"])
+    # 7 arrays of 4 x 4096 float32: weights, moments and gradient are read, all but the gradient written
+    assert kernels["adamw"]["bytes"] == 7 * 4 * 4096 * 4
+    assert kernels["attention forward"]["unit"] == "GFLOP/s"
+
+
+@pytest.mark.usefixtures("small_vocabulary")
+def test_kernels_of_half_precision(tmp_path: Path) -> None:
+    found = measure("kernels", tmp_path, "--rounds", "1", "--rows", "4", "--isa", "scalar", "--dtype", "fp16")
+    kernels = {row["name"]: row for row in found["kernels"]}
+    assert kernels["adamw"]["bytes"] == (7 * 4 + 2) * 4 * 4096  # and the fp16 weights are written
+    assert kernels["residual add"]["bytes"] == 3 * 4 * 768 * 2
+
+
+def test_attention(tmp_path: Path) -> None:
+    options = ("--length", "33", "--length", "66", "--head-size", "16", "--rounds", "1", "--no-torch")
+    found = measure("attention", tmp_path, *options)
+    assert [(case["dtype"], case["length"]) for case in found["cases"]] == [
+        *(("fp32", 33), ("fp32", 66), ("bf16", 33), ("bf16", 66))
+    ]
+    for case in found["cases"]:
+        check_summary(case["gflops"], 1)
+        assert case["extra_bytes"] > 0
+        assert "ratio" not in case
+
+
+def test_attention_beside_pytorch(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed: nothing to compare with")
+    found = measure("attention", tmp_path, "--length", "40", "--head-size", "16", "--rounds", "2")
+    assert found["torch"]
+    for case, most in zip(found["cases"], (1e-5, 0.02), strict=True):
+        check_summary(case["ratio"], 2)
+        assert case["difference"] < most  # both compute the same thing
+
+
+def test_attention_differs_where_the_output_does() -> None:
+    from bench.attention import _difference
+
+    ours = np.array([[1.0, 2.0]], np.float32)
+    assert _difference(ours, ours) == 0
+    assert _difference(ours[:, ::-1], ours) == 0.5
+
+
+def test_loader(tmp_path: Path) -> None:
+    found = measure("loader", tmp_path, "--tokens", "20000", "--rounds", "2", "--batch", "2", "--seq", "32")
+    assert [case["what"] for case in found["cases"]] == [
+        "one corpus",
+        "one corpus, documents apart",
+        "mixture, documents apart",
+        "mixture, after a jump",
+    ]
+    for case in found["cases"]:
+        check_summary(case["tokens_per_s"], 2)
+
+
+def test_collectives(tmp_path: Path) -> None:
+    found = measure("collectives", tmp_path, "--ranks", "2", "--largest", "1", "--rounds", "1")
+    assert {case["ranks"] for case in found["cases"]} == {2}
+    assert [case["bytes"] for case in found["cases"]][:2] == [1024, 4096]
+    for case in found["cases"]:
+        assert {"MPI", "auto", "direct", "ring"} <= set(case["seconds"])
+
+
+def test_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
+    options = ("--tokens", "4", "--vocabulary", "64", "--rounds", "1", "--dtype", "fp32", "--threads", "1")
+    found = measure("peers", tmp_path, *options)
+    assert "OPENBLAS_CORETYPE is left out" in capfd.readouterr().out
+    assert "OPENBLAS_CORETYPE" not in found["machine"]["environment"]
+    assert len(found["cases"]) == 17
+    for case in found["cases"]:
+        assert "numpy" in case["ratio"]
+        assert ("torch" in case["ratio"]) == found["torch"]
+
+
+def test_peers_without_pytorch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    monkeypatch.setattr(_record, "installed", lambda _name: _record.NOT_INSTALLED)
+    options = ("--tokens", "2", "--vocabulary", "64", "--rounds", "1", "--dtype", "fp32", "--threads", "1")
+    found = measure("peers", tmp_path, *options)
+    assert not found["torch"]
+    assert "torch: skipped: PyTorch is not installed" in capsys.readouterr().out
+
+
+def test_wrong_input_is_a_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.report", str(tmp_path / "none.json")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == f"error: {tmp_path / 'none.json'} cannot be read: No such file or directory\n"
+
+
+def test_turns_alternate() -> None:
+    order: list[str] = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "AB"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_record, "SAMPLE_SECONDS", 0.0)
+        times = _record.alternate(calls, 3)
+    assert order == list("AB" * 4)  # the first round is not counted
+    assert [len(seconds) for seconds in times.values()] == [3, 3]
+
+
+def test_summary_and_its_words() -> None:
+    found = _record.summary([3.0, 1.0, 2.0])
+    assert (found["median"], found["min"], found["max"]) == (2.0, 1.0, 3.0)
+    assert _record.spread(found, unit=0.5) == "4.0 (2.0 to 6.0)"
+
+
+def test_a_governor_that_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_record, "GOVERNOR", tmp_path / "none")
+    assert _record.governor() == "unknown"
+    (tmp_path / "none").write_text("performance\n")
+    assert _record.governor() == "performance"
+
+
+def test_everything_in_a_short_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from bench import __main__ as everything
+
+    assert set(everything.SHORT) == {
+        *("peak", "matmul", "kernels", "attention", "loader", "collectives", "peers", "step")
+    }
+    options = ("--tokens", "20000", "--rounds", "1", "--batch", "2", "--seq", "32")
+    monkeypatch.setitem(everything.SHORT, "loader", everything.SHORT["loader"]._replace(options=options))
+    everything.command.main(["--only", "loader", "--out", str(tmp_path / "results")], standalone_mode=False)
+    output = capfd.readouterr().out
+    assert output.splitlines()[-1].startswith("loader")
+    assert "tokens/s" in output.splitlines()[-1]
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"loader.json", "report.html"}
+    monkeypatch.setitem(everything.SHORT, "loader", everything.SHORT["loader"]._replace(options=("--no-such",)))
+    with pytest.raises(SystemExit):
+        everything.command.main(["--only", "loader"], standalone_mode=False)
+    assert "failed with status 2" in capfd.readouterr().out

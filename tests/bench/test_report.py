@@ -1,0 +1,121 @@
+"""The report: one page that loads nothing, with a section for each kind of result."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import _record, report
+from bench._svg import WIDTH, Bar, Point, bars, roofline
+from tests.bench.commands import measure
+
+VOID = {"meta", "br"}
+
+
+class Balanced(HTMLParser):
+    """Every element that opens closes, and nothing is fetched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        assert tag not in ("script", "link", "img", "iframe")
+        assert not {"src", "href"} & {name for name, _ in attributes}
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def summary(value: float) -> dict[str, Any]:
+    return _record.summary([value, 2 * value])
+
+
+def step_result() -> dict[str, Any]:
+    figures = {
+        "tokens_per_s": 200.0,
+        "mfu": 0.5,
+        "peak_rss_bytes": 10**9,
+        "python_share": 0.01,
+        "ops": {"mlp.forward": 1.0, "a<b": 0.5},
+        "step_seconds": summary(1.0),
+        "tokens": 256,
+    }
+    peers = {"torch_eager": figures | {"tokens_per_s": 100.0}, "torch_compile": {"skipped": "no compiler"}}
+    return {
+        **{"bench": "step", "machine": {"cpu": "x"}, "options": {"model": "gpt2-124m"}, "valid": False},
+        **{"validity": "torch_eager reached 1 %", "peers": peers},
+        **figures,
+    }
+
+
+def test_every_kind_has_its_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bench.kernels.VOCABULARY", 500)
+    measure("peak", tmp_path, "--threads", "1", "--mebibytes", "1", "--rounds", "1")
+    measure("kernels", tmp_path, "--rounds", "1", "--rows", "2", "--isa", "scalar", "--threads", "1")
+    measure("loader", tmp_path, "--tokens", "5000", "--rounds", "1", "--batch", "1", "--seq", "16")
+    machine = {"cpu": "x"}
+    rates = {"pytrain": summary(2.0), "torch": summary(1.0)}
+    made: list[dict[str, Any]] = [
+        step_result(),
+        {"bench": "attention", "machine": machine, "cases": [
+            {"dtype": "fp32", "length": 9, "head_size": 4, "gflops": summary(1.0), "torch_gflops": summary(2.0)}]},
+        {"bench": "peers", "machine": machine, "cases": [
+            {"dtype": "fp32", "name": "qkv dX", "unit": "GFLOP/s", "rate": rates}]},
+        {"bench": "matmul", "machine": machine, "cases": [
+            {"name": "qkv dX", "share": 0.9, "gflops": 100.0, "threads": 1}]},
+        {"bench": "collectives", "machine": machine, "cases": [
+            {"ranks": 2, "bytes": 1024, "seconds": {"MPI": summary(1e-6), "ring": summary(2e-6)}}]},
+        {"bench": "mystery", "machine": machine},
+    ]  # fmt: skip
+    for found in made:
+        (tmp_path / f"{found['bench']}.json").write_text(json.dumps(found), encoding="utf-8")
+    files = [str(path) for path in sorted(tmp_path.glob("*.json"))]
+    out = tmp_path / "report.html"
+    report.main([*files, "--out", str(out)])
+    assert "mystery.json: left out" in capsys.readouterr().out
+    text = out.read_text(encoding="utf-8")
+    page = Balanced()
+    page.feed(text)
+    page.close()
+    assert page.open == []
+    assert {"svg", "rect", "circle", "table"} <= page.seen
+    assert "http" not in text
+    for name in report.SECTIONS:
+        assert f"<h2>{name}</h2>" in text
+    assert "Invalid: torch_eager reached 1 %" in text
+    assert "torch_compile: skipped: no compiler" in text
+    assert "a&lt;b" in text
+    assert "<h2>Roofline</h2>" in text
+
+
+def test_bars_are_to_scale() -> None:
+    drawn = bars([Bar("half", 50.0, 40.0, 60.0, "50"), Bar("whole", 100.0, 100.0, 100.0, "100")], ceiling=100.0)
+    widths = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', drawn)]
+    assert widths[1] == pytest.approx(2 * widths[0])
+    assert widths[1] < WIDTH
+    assert "stroke-dasharray" in drawn
+
+
+def test_the_roof_bends_where_the_ceilings_meet() -> None:
+    drawn = roofline([Point("below", 1.0, 5.0), Point("on the ridge", 10.0, 100.0)], peak_gflops=100, gigabytes=10)
+    places = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawn)]
+    ridge = re.search(r"L([\d.]+) ([\d.]+)H", drawn)
+    assert ridge is not None
+    assert places[1] == (float(ridge[1]), float(ridge[2]))
+    assert places[0][0] < places[1][0]
+    assert places[0][1] > places[1][1]  # y counts downwards
