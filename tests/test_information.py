@@ -114,6 +114,7 @@ def test_vectors(
     features = {"vector_bits": bits, "a64fx": a64fx, "arm_bf16": bf16, "cache_line": line}
     native = ModuleType("pytrain._native")
     native.Error = ValueError  # type: ignore[attr-defined]
+    native.information = dict  # type: ignore[attr-defined]
     native.kernels = ModuleType("kernels")  # type: ignore[attr-defined]
     native.kernels.features = lambda: features  # type: ignore[attr-defined]
     replace_native(monkeypatch, native)
