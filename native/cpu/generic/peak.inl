@@ -7,8 +7,9 @@ double peak_flops(std::int64_t repeats, float* sink) {
     V sum[chains];
     PYTRAIN_UNROLL
     for (int i = 0; i < chains; ++i) sum[i] = set(static_cast<float>(i));
-    // Added to itself, a chain needs no copy on Arm, whose sum is also a source; so small a part of it changes nothing.
-    const V factor = set(1e-9f);
+    // Added to itself, a chain needs no copy on Arm, whose sum is also a source. So small a part of it changes nothing,
+    // which the compiler must not see: a constant factor lets it leave the loop out where V is a plain float.
+    const V factor = set(1e-18f * static_cast<float>(repeats));
     for (std::int64_t repeat = 0; repeat < repeats; ++repeat) {
         PYTRAIN_UNROLL
         for (int i = 0; i < chains; ++i) sum[i] = fma(sum[i], factor, sum[i]);
