@@ -40,7 +40,12 @@ private:
 
 void bind_core(py::module_& module) {
     py::register_exception<Error>(module, "Error", PyExc_ValueError);
-    py::class_<Device>(module, "Device", "What a model asks of a device; see native/device.h.")
+    py::class_<Device>(module, "Device",
+                       "What a model asks of a device; see native/device.h. Operations take C-contiguous float32 arrays, "
+                       "or uint16 ones that hold\n"
+                       "`half` (bf16 or fp16), and write their results into the arrays given; matrices may have strided "
+                       "rows where said. Wrong shapes,\n"
+                       "types or indices raise Error, which names the argument. They return when they are done.")
         .def_property_readonly("name", &Device::name)
         .def(
             "bytes_in_use",
@@ -56,6 +61,9 @@ void bind_core(py::module_& module) {
                 names.append(name_of(static_cast<MemoryKind>(i)));
             return names;
         });
+    module.def(
+        "hip_device", &make_hip_device, py::arg("index"),
+        "GPU `index` of those that are visible, as a Device; Error where this build has no HIP, or no GPU is there.");
     py::class_<Buffer>(module, "Buffer", "A typed flat range of device memory, zeroed, counted by kind.")
         .def(py::init<Device&, std::int64_t, const std::string&, const std::string&>(), py::arg("device"),
              py::arg("elements"), py::arg("dtype"), py::arg("kind"), py::keep_alive<1, 2>())

@@ -44,6 +44,16 @@ py::list arena_table(const Arena& arena) {
     return rows;
 }
 
+// A method of Stage without the GIL, which returns when the device is done.
+template <class... Arguments>
+auto finished(void (Stage::*method)(Arguments...)) {
+    return [method](Stage& stage, Arguments... arguments) {
+        const py::gil_scoped_release release;
+        (stage.*method)(arguments...);
+        finish(stage.device());
+    };
+}
+
 // Every activation view is (rows, width).
 py::array stream_view(const py::object& self, Tensor tensor) {
     const Stage& stage = self.cast<const Stage&>();
@@ -112,13 +122,14 @@ void bind_stage(py::module_& module) {
                 const Pass kind = pass_from(pass);
                 py::gil_scoped_release release;
                 stage.forward(slot, begin, end, kind);
+                finish(stage.device());
             },
             py::arg("slot"), py::arg("begin"), py::arg("end"), py::arg("pass_") = "train")
-        .def("finish_forward", &Stage::finish_forward, py::arg("slot"), Gil())
-        .def("backward", &Stage::backward, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
-        .def("backward_input", &Stage::backward_input, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
-        .def("backward_weight", &Stage::backward_weight, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
-        .def("recompute", &Stage::recompute, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
+        .def("finish_forward", finished(&Stage::finish_forward), py::arg("slot"))
+        .def("backward", finished(&Stage::backward), py::arg("slot"), py::arg("begin"), py::arg("end"))
+        .def("backward_input", finished(&Stage::backward_input), py::arg("slot"), py::arg("begin"), py::arg("end"))
+        .def("backward_weight", finished(&Stage::backward_weight), py::arg("slot"), py::arg("begin"), py::arg("end"))
+        .def("recompute", finished(&Stage::recompute), py::arg("slot"), py::arg("begin"), py::arg("end"))
         .def(
             "tokens",
             [](const py::object& self, std::int64_t slot) {
