@@ -1,4 +1,5 @@
 #include <string>
+#include <string_view>
 
 #include "bindings/bind.h"
 #include "core/buffer.h"
@@ -29,6 +30,7 @@ public:
     std::int64_t elements() const { return elements_; }
     const std::string& kind() const { return kind_; }
     Tensor tensor() const { return tensor_; }
+    bool on_gpu() const { return std::string_view(device_.name()) == "hip"; }
 
 private:
     Device& device_;
@@ -78,7 +80,21 @@ void bind_core(py::module_& module) {
                 const Buffer& buffer = self.cast<const Buffer&>();
                 return view(buffer.tensor(), {static_cast<py::ssize_t>(buffer.elements())}, self);
             },
-            "(elements,) float32, or uint16 holding bf16 or fp16 bits; shares the buffer's memory");
+            "(elements,) float32, or uint16 holding bf16 or fp16 bits; shares the buffer's memory")
+        .def_property_readonly(
+            "__cuda_array_interface__",
+            [](const Buffer& buffer) {
+                if (!buffer.on_gpu()) throw py::attribute_error("this buffer is not on a GPU");
+                py::dict interface;
+                interface["shape"] = py::make_tuple(buffer.elements());
+                interface["typestr"] = buffer.tensor().dtype == DType::fp32 ? "<f4" : "<u2";
+                interface["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(buffer.tensor().data), false);
+                interface["strides"] = py::none();
+                interface["stream"] = py::none();  // operations called from Python are done when they return
+                interface["version"] = 3;
+                return interface;
+            },
+            "For a GPU-aware MPI (mpi4py takes it), version 3; AttributeError on the CPU.");
 }
 
 }  // namespace pytrain

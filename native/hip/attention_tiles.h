@@ -52,7 +52,7 @@ PYTRAIN_INLINE Chunk head_chunk(const HeadRows& rows, std::int64_t row, int chun
     Chunk result = {};
     if (n <= 0) return result;
     const char* const address = rows.base + (row * rows.stride + chunk * per) * (16 / per);
-    if (n >= per && rows.chunks) return *reinterpret_cast<const Chunk*>(address);
+    if (n >= per && rows.chunks) return load_16(address);
     for (int i = 0; i < per; ++i) {
         if (i >= n) break;
         if constexpr (format == Format::fp32)
@@ -105,7 +105,7 @@ struct Fragment {
     PYTRAIN_INLINE Chunk at(int s) const { return chunk[s]; }
 };
 
-// The same from memory each time, for heads that registers cannot hold.
+// The same from memory each time, for heads that registers cannot hold beside everything else.
 template <Format format, int depth>
 struct FarFragment {
     static constexpr bool kFar = true;
@@ -199,7 +199,7 @@ PYTRAIN_INLINE void store_columns(const Tensor& x, std::int64_t first, std::int6
                     Chunk chunk;
                     PYTRAIN_UNROLL
                     for (int i = 0; i < 4; ++i) chunk[i] = bits_of(value[i]);
-                    *reinterpret_cast<Chunk*>(address) = chunk;
+                    store_16(address, chunk);
                 } else {
                     const std::uint32_t low = narrowed(value[0], H::kDtype) |
                                               static_cast<std::uint32_t>(narrowed(value[1], H::kDtype)) << 16;
@@ -244,9 +244,10 @@ PYTRAIN_INLINE HeadRows query_rows(const Attention& attention, const HeadPlace& 
     return head_rows(attention.q, query_element(attention, place, 0), attention.q_stride, attention.query_rows,
                      attention.head_size);
 }
-PYTRAIN_INLINE HeadRows key_rows(const Attention& attention, const HeadPlace& place, const Tensor& x) {
-    return head_rows(x, key_element(attention, place, 0), attention.kv_stride, attention.key_rows,
-                     attention.head_size);
+// Keys or values before `end`: a cache may hold anything beyond what its queries see.
+PYTRAIN_INLINE HeadRows key_rows(const Attention& attention, const HeadPlace& place, const Tensor& x,
+                                 std::int64_t end) {
+    return head_rows(x, key_element(attention, place, 0), attention.kv_stride, end, attention.head_size);
 }
 PYTRAIN_INLINE HeadRows out_rows(const Attention& attention, const HeadPlace& place, const Tensor& x) {
     return head_rows(x, out_element(attention, place, 0), attention.heads * attention.head_size, attention.query_rows,

@@ -47,9 +47,9 @@ PYTRAIN_INLINE Octet load_octet(const Tensor& x, std::int64_t i, std::int64_t n)
     Octet octet;
     const char* const address = address_of(x, i);
     if (n >= kOctet && on_16_bytes(address)) {
-        const Chunk first = *reinterpret_cast<const Chunk*>(address);
+        const Chunk first = load_16(address);
         if (x.dtype == DType::fp32) {
-            const Chunk second = *reinterpret_cast<const Chunk*>(address + 16);
+            const Chunk second = load_16(address + 16);
             PYTRAIN_UNROLL
             for (int j = 0; j < 4; ++j) {
                 octet.value[j] = float_of(first[j]);
@@ -79,14 +79,14 @@ PYTRAIN_INLINE void store_octet(const Tensor& x, std::int64_t i, std::int64_t n,
                 first[j] = bits_of(octet.value[j]);
                 second[j] = bits_of(octet.value[4 + j]);
             }
-            *reinterpret_cast<Chunk*>(address) = first;
-            *reinterpret_cast<Chunk*>(address + 16) = second;
+            store_16(address, first);
+            store_16(address + 16, second);
         } else {
             PYTRAIN_UNROLL
             for (int j = 0; j < 4; ++j)
                 first[j] = narrowed(octet.value[2 * j], x.dtype) |
                            static_cast<std::uint32_t>(narrowed(octet.value[2 * j + 1], x.dtype)) << 16;
-            *reinterpret_cast<Chunk*>(address) = first;
+            store_16(address, first);
         }
         return;
     }

@@ -93,6 +93,58 @@ struct alignas(16) Chunk {
 typedef std::uint32_t Chunk __attribute__((vector_size(16)));
 #endif
 
+// keep_order: the compiler moves nothing across, so that loads which were put early stay early.
+// uniform: a value that is the same in all lanes, for the compiler to know.
+// GlobalBytes: an address that is known to lie in global memory, not in LDS.
+// kept_scalar, kept_offset: an address that all threads share stays in scalar registers, and a lane's offset from it 32 bits
+// wide, so that a load takes both and needs no addition before it.
+#if defined(__HIPCC__) && defined(__HIP_DEVICE_COMPILE__)
+PYTRAIN_INLINE void keep_order() { __builtin_amdgcn_sched_barrier(0); }
+typedef const __attribute__((address_space(1))) char* GlobalBytes;
+PYTRAIN_INLINE GlobalBytes kept_scalar(GlobalBytes address) {
+    asm volatile("" : "+s"(address));
+    return address;
+}
+PYTRAIN_INLINE int uniform(int value) { return __builtin_amdgcn_readfirstlane(value); }
+PYTRAIN_INLINE std::uint32_t kept_offset(std::uint32_t offset) {
+    asm volatile("" : "+v"(offset));
+    return offset;
+}
+template <class Value>
+PYTRAIN_INLINE Value load_global(GlobalBytes address) {
+    return *(const __attribute__((address_space(1))) Value*)address;
+}
+#else
+typedef const char* GlobalBytes;
+template <class Value>
+PYTRAIN_INLINE Value load_global(GlobalBytes address) {
+    Value value;
+    memcpy(&value, address, sizeof value);
+    return value;
+}
+PYTRAIN_INLINE int uniform(int value) { return value; }
+PYTRAIN_INLINE void keep_order() {}
+PYTRAIN_INLINE GlobalBytes kept_scalar(GlobalBytes address) { return address; }
+PYTRAIN_INLINE std::uint32_t kept_offset(std::uint32_t offset) { return offset; }
+#endif
+
+// Global memory, where the address is a multiple of 16 (the shim makes sure).
+#if defined(PYTRAIN_HIP_SHIM)
+inline Chunk load_16(const void* address) {
+    shim::check_alignment(address);
+    Chunk chunk;
+    std::memcpy(&chunk, address, sizeof chunk);
+    return chunk;
+}
+inline void store_16(void* address, Chunk chunk) {
+    shim::check_alignment(address);
+    std::memcpy(address, &chunk, sizeof chunk);
+}
+#else
+PYTRAIN_INLINE Chunk load_16(const void* address) { return *static_cast<const Chunk*>(address); }
+PYTRAIN_INLINE void store_16(void* address, Chunk chunk) { *static_cast<Chunk*>(address) = chunk; }
+#endif
+
 // --- matrix products of a wave ------------------------------------------------------------------------------------
 // Every lane gives one chunk of the left and one of the right operand and holds 16 of the 32 x 32 sums. With
 // half = lane / 32, a chunk holds 8 (16-bit) or 4 (fp32) neighbouring k of one row: row lane % 32 of the left operand,

@@ -12,13 +12,17 @@ file(GLOB hip_headers CONFIGURE_DEPENDS native/hip/*.h native/core/*.h native/de
 if(PYTRAIN_HIP STREQUAL "SHIM")
   file(GLOB shim_sources CONFIGURE_DEPENDS tests/hip/shim/*.cpp)
   target_sources(_native PRIVATE ${hip_sources} ${shim_sources} ${hip_kernels})
-  set_source_files_properties(${hip_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
-  # Kernels keep their names in the module's symbol table, longjmp crosses stacks on purpose, and sixteen floats are one value.
+    # Sixteen floats are one value, longjmp crosses stacks on purpose, and registers hold bits of any type. The other sources
+  # are compiled as ever, so that a compiler cache knows them.
   set_source_files_properties(${hip_sources} ${hip_kernels} ${shim_sources} PROPERTIES
-    COMPILE_DEFINITIONS PYTRAIN_HIP_SHIM)
-  target_compile_definitions(_native PRIVATE PYTRAIN_HIP PYTRAIN_HIP_SHIM)
-  target_compile_options(_native PRIVATE -Wno-psabi -U_FORTIFY_SOURCE)
-  target_include_directories(_native PRIVATE tests/hip)
+    COMPILE_DEFINITIONS PYTRAIN_HIP_SHIM INCLUDE_DIRECTORIES ${CMAKE_SOURCE_DIR}/tests/hip)
+  set_source_files_properties(${hip_sources} ${shim_sources} PROPERTIES
+    COMPILE_OPTIONS "-Wno-psabi;-U_FORTIFY_SOURCE;-fno-strict-aliasing")
+  set_source_files_properties(${hip_kernels} PROPERTIES
+    LANGUAGE CXX COMPILE_OPTIONS "-xc++;-O2;-Wno-psabi;-U_FORTIFY_SOURCE;-fno-strict-aliasing")
+  set_source_files_properties(native/bindings/module.cpp native/bindings/bind_hip.cpp PROPERTIES
+    COMPILE_DEFINITIONS "PYTRAIN_HIP;PYTRAIN_HIP_SHIM" INCLUDE_DIRECTORIES ${CMAKE_SOURCE_DIR}/tests/hip
+    COMPILE_OPTIONS -Wno-psabi)
 elseif(PYTRAIN_HIP)
   find_program(PYTRAIN_HIPCC hipcc REQUIRED)
   set(hip_objects "")
@@ -41,6 +45,7 @@ elseif(PYTRAIN_HIP)
   find_path(PYTRAIN_HIP_INCLUDE hip/hip_runtime.h HINTS ENV ROCM_PATH PATH_SUFFIXES include REQUIRED)
   target_sources(_native PRIVATE ${hip_sources} ${hip_objects})
   target_include_directories(_native SYSTEM PRIVATE ${PYTRAIN_HIP_INCLUDE})
-  target_compile_definitions(_native PRIVATE PYTRAIN_HIP __HIP_PLATFORM_AMD__)
+  set_source_files_properties(${hip_sources} native/bindings/bind_hip.cpp PROPERTIES
+    COMPILE_DEFINITIONS "PYTRAIN_HIP;__HIP_PLATFORM_AMD__")
   target_link_libraries(_native PRIVATE ${PYTRAIN_AMDHIP})
 endif()

@@ -3,7 +3,7 @@
 // that share it. Every element has one writer and one order of addition: no atomics, the same bits every time.
 //
 // FLOPs 14 head_size per visible pair; bytes: q, k, v, dout, out once, and the tiles of the other side once per 128 rows.
-// The matrix units bind. dk and dv fill 8 head_size registers of a wave, which leaves one wave on a SIMD from 96 on.
+// The matrix units bind. dk and dv together fill head_size registers of every lane, which leaves one wave on a SIMD.
 #include <type_traits>
 
 #include "hip/attention_tiles.h"
@@ -12,13 +12,14 @@
 namespace pytrain::hip {
 
 // sum of dout * out of this lane's query; both halves of the wave get it.
-template <Format format, int depth, class Right>
-PYTRAIN_INLINE float delta_of(const Right& dout, const Right& out) {
+template <Format format, int depth>
+PYTRAIN_INLINE float delta_of(const HeadRows& douts, const HeadRows& outs, std::int64_t query) {
     using H = Head<format, depth>;
     float sum = 0.0f;
     PYTRAIN_NO_UNROLL
     for (int s = 0; s < H::kSteps; ++s) {
-        const Chunk a = dout.at(s), b = out.at(s);
+        const int chunk = 2 * s + lane_index() / 32;
+        const Chunk a = head_chunk<format>(douts, query, chunk), b = head_chunk<format>(outs, query, chunk);
         PYTRAIN_UNROLL
         for (int i = 0; i < 4; ++i) {
             if constexpr (H::kFull) {
@@ -37,7 +38,6 @@ PYTRAIN_INLINE float delta_of(const Right& dout, const Right& out) {
 template <Format format, int depth>
 PYTRAIN_KERNEL attention_dq_kernel(Attention attention, AttentionGradients gradients) {
     using H = Head<format, depth>;
-    using Far = FarFragment<format, depth>;
     PYTRAIN_SHARED(Chunk, k_rows, H::kRowsChunks);
     PYTRAIN_SHARED(Chunk, k_columns, H::kColumnsChunks);
     PYTRAIN_SHARED(Chunk, v_rows, H::kRowsChunks);
@@ -54,11 +54,12 @@ PYTRAIN_KERNEL attention_dq_kernel(Attention attention, AttentionGradients gradi
     const std::int64_t wave_end = attention.query_offset + least(wave_query + kTileRows, attention.query_rows);
 
     const HeadRows douts = out_rows(attention, place, gradients.dout), outs = out_rows(attention, place, attention.out);
-    const float delta = delta_of<format, depth>(Far(douts, query), Far(outs, query));
+    const float delta = delta_of<format, depth>(douts, outs, query);
     if (exists && lane_index() < 32) gradients.delta[statistic(attention, place, query)] = delta;
     const float lse = exists ? attention.lse[statistic(attention, place, query)] * kLog2E : 0.0f;
     const Fragment<format, depth> q(query_rows(attention, place), query), dout(douts, query);
-    const HeadRows keys = key_rows(attention, place, attention.k), values = key_rows(attention, place, attention.v);
+    const HeadRows keys = key_rows(attention, place, attention.k, block_end),
+                   values = key_rows(attention, place, attention.v, block_end);
     const float scale = score_scale(attention);
     Sums dq[H::kBlocks] = {};
 
@@ -108,12 +109,16 @@ PYTRAIN_INLINE void weigh(const Attention& attention, const QueryStatistics& sta
     }
 }
 
-// Heads that do not fit registers beside both gradients: their keys and values are read again for each tile.
+// What is too large for registers beside both gradients: fp32 keys and values, which are then read again for each tile of
+// queries, and of 16-bit heads beyond 160 one of the gradients, which is then summed by a launch of its own.
 template <Format format, int depth>
-using KeyFragment = std::conditional_t<(depth > (format == Format::fp32 ? 128 : 160)), FarFragment<format, depth>,
+using KeyFragment = std::conditional_t<(format == Format::fp32 && depth > 128), FarFragment<format, depth>,
                                        Fragment<format, depth>>;
 
-template <Format format, int depth>
+// Which gradients a launch of the second pass sums.
+enum class Part : std::uint8_t { both, dk, dv };
+
+template <Format format, int depth, Part part>
 PYTRAIN_KERNEL attention_dkv_kernel(Attention attention, AttentionGradients gradients) {
     using H = Head<format, depth>;
     PYTRAIN_SHARED(Chunk, q_rows, H::kRowsChunks);
@@ -127,9 +132,10 @@ PYTRAIN_KERNEL attention_dkv_kernel(Attention attention, AttentionGradients grad
     HeadPlace place{pair / attention.kv_heads, 0, pair % attention.kv_heads};
     const std::int64_t block_key = block_index() * kBlockRows, key = block_key + thread_index() / kWave * kTileRows +
                                                                      lane_index() % 32;
-    const KeyFragment<format, depth> k(key_rows(attention, place, attention.k), key),
-        v(key_rows(attention, place, attention.v), key);
-    Sums dk[H::kBlocks] = {}, dv[H::kBlocks] = {};
+    constexpr bool sums_dk = part != Part::dv, sums_dv = part != Part::dk;
+    const KeyFragment<format, depth> k(key_rows(attention, place, attention.k, attention.key_rows), key),
+        v(key_rows(attention, place, attention.v, attention.key_rows), key);
+    Sums dk[sums_dk ? H::kBlocks : 1] = {}, dv[sums_dv ? H::kBlocks : 1] = {};
     // The first query that sees any of these keys, down to a whole tile.
     const std::int64_t from = block_key > attention.query_offset ? block_key - attention.query_offset : 0;
 
@@ -150,27 +156,34 @@ PYTRAIN_KERNEL attention_dkv_kernel(Attention attention, AttentionGradients grad
             Sums weights = rows_times_fragment<format, depth>(q_rows, k);
             Sums dweights = rows_times_fragment<format, depth>(dout_rows, v);
             weigh(attention, {lse, delta, begin}, query, key, weights, dweights);
-            add_columns_times_sums<format, depth>(dv, dout_rows, dout_columns, weights);
-            add_columns_times_sums<format, depth>(dk, q_rows, q_columns, dweights);
+            if constexpr (sums_dv) add_columns_times_sums<format, depth>(dv, dout_rows, dout_columns, weights);
+            if constexpr (sums_dk) add_columns_times_sums<format, depth>(dk, q_rows, q_columns, dweights);
         }
     }
     if (key >= attention.key_rows) return;
     const std::int64_t first = key_element(attention, place, key);
-    store_columns<format, depth>(gradients.dk, first, attention.head_size, dk, 1.0f);
-    store_columns<format, depth>(gradients.dv, first, attention.head_size, dv, 1.0f);
+    if constexpr (sums_dk) store_columns<format, depth>(gradients.dk, first, attention.head_size, dk, 1.0f);
+    if constexpr (sums_dv) store_columns<format, depth>(gradients.dv, first, attention.head_size, dv, 1.0f);
 }
 
-template <Format format>
-void launch_backward(const Attention& attention, const AttentionGradients& gradients, hipStream_t queue) {
+template <Format format, int depth>
+void launch_backward_depth(const Attention& attention, const AttentionGradients& gradients, hipStream_t queue) {
     const dim3 query_blocks(static_cast<unsigned>(ceil_div(attention.query_rows, kBlockRows)),
                             static_cast<unsigned>(attention.batch * attention.heads));
     const dim3 key_blocks(static_cast<unsigned>(ceil_div(attention.key_rows, kBlockRows)),
                           static_cast<unsigned>(attention.batch * attention.kv_heads));
-#define PYTRAIN_BACKWARD(depth)                                                                        \
-    do {                                                                                               \
-        PYTRAIN_LAUNCH((attention_dq_kernel<format, depth>), query_blocks, queue, attention, gradients); \
-        PYTRAIN_LAUNCH((attention_dkv_kernel<format, depth>), key_blocks, queue, attention, gradients); \
-    } while (false)
+    PYTRAIN_LAUNCH((attention_dq_kernel<format, depth>), query_blocks, queue, attention, gradients);
+    if constexpr (depth <= 160 || format == Format::fp32) {
+        PYTRAIN_LAUNCH((attention_dkv_kernel<format, depth, Part::both>), key_blocks, queue, attention, gradients);
+    } else {
+        PYTRAIN_LAUNCH((attention_dkv_kernel<format, depth, Part::dk>), key_blocks, queue, attention, gradients);
+        PYTRAIN_LAUNCH((attention_dkv_kernel<format, depth, Part::dv>), key_blocks, queue, attention, gradients);
+    }
+}
+
+template <Format format>
+void launch_backward(const Attention& attention, const AttentionGradients& gradients, hipStream_t queue) {
+#define PYTRAIN_BACKWARD(depth) launch_backward_depth<format, depth>(attention, gradients, queue)
     PYTRAIN_FOR_DEPTH(attention.head_size, PYTRAIN_BACKWARD);
 #undef PYTRAIN_BACKWARD
 }

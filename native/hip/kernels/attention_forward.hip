@@ -56,7 +56,8 @@ PYTRAIN_KERNEL attention_forward_kernel(Attention attention) {
     const std::int64_t block_end = attention.query_offset + last_query + 1;
 
     const Fragment<format, depth> q(query_rows(attention, place), query);
-    const HeadRows keys = key_rows(attention, place, attention.k), values = key_rows(attention, place, attention.v);
+    const HeadRows keys = key_rows(attention, place, attention.k, block_end),
+                   values = key_rows(attention, place, attention.v, block_end);
     const float scale = score_scale(attention) * kLog2E;
     Sums sums[H::kBlocks] = {};
     float largest = -INFINITY, denominator = 0.0f;

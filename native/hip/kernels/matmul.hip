@@ -58,16 +58,14 @@ PYTRAIN_INLINE typename Element<format>::Type element(const Operand& operand, st
         return static_cast<const std::uint16_t*>(operand.x.data)[i];
 }
 
-// Eight 16-bit or four fp32 neighbours from element i on: 16 bytes in LDS, 8 in memory where 16-bit storage is widened.
+// Eight 16-bit or four fp32 neighbours: 16 bytes in LDS, 8 in memory where 16-bit storage is widened.
 template <Format format>
-PYTRAIN_INLINE Chunk load_chunk(const Operand& operand, std::int64_t i) {
-    if (format != Format::fp32 || operand.x.dtype == DType::fp32)
-        return *reinterpret_cast<const Chunk*>(address_of(operand.x, i));
-    const std::uint64_t four = *reinterpret_cast<const std::uint64_t*>(address_of(operand.x, i));
+PYTRAIN_INLINE Chunk load_chunk(GlobalBytes address, DType dtype) {
+    if (format != Format::fp32 || dtype == DType::fp32) return load_global<Chunk>(address);
+    const auto four = load_global<std::uint64_t>(address);
     Chunk chunk;
     PYTRAIN_UNROLL
-    for (int j = 0; j < 4; ++j)
-        chunk[j] = bits_of(widened(static_cast<std::uint16_t>(four >> (16 * j)), operand.x.dtype));
+    for (int j = 0; j < 4; ++j) chunk[j] = bits_of(widened(static_cast<std::uint16_t>(four >> (16 * j)), dtype));
     return chunk;
 }
 
@@ -80,31 +78,36 @@ struct Carrier {
     static constexpr int kDepth = kRowBytes / 16 * kPer;  // k of one step
     static constexpr int kRowBlocks = kTile / kPer;
 
-    int row, k;                // of the first chunk, within the tile
-    std::int64_t first, second;  // elements from the operand's base, at k = 0 of the step
+    int row, k;                    // of the first chunk, within the tile
+    GlobalBytes base;              // of the tile at this step's k: the same in all threads, so that scalars advance it
+    std::int64_t step;             // bytes from one step's k to the next
+    std::uint32_t first, second;   // bytes from there to this thread's chunks
     Chunk chunk[2] = {};
 
     PYTRAIN_INLINE Carrier(const Operand& operand, std::int64_t tile_row) {
         const int thread = thread_index();
+        const std::int64_t size = operand.x.dtype == DType::fp32 ? 4 : 2, last = operand.rows - 1 - tile_row;
+        base = (GlobalBytes)operand.x.data + (along ? tile_row * operand.ld : tile_row) * size;
+        step = (along ? kDepth : kDepth * operand.ld) * size;
         if constexpr (along) {
             row = thread / 4;
             k = thread % 4 * kPer;
             // Rows beyond the last are read as the last: what they add is never stored.
-            first = least(tile_row + row, operand.rows - 1) * operand.ld + k;
-            second = least(tile_row + row + kTile / 2, operand.rows - 1) * operand.ld + k;
+            first = static_cast<std::uint32_t>((least(row, last) * operand.ld + k) * size);
+            second = static_cast<std::uint32_t>((least(row + kTile / 2, last) * operand.ld + k) * size);
         } else {
             row = thread % kRowBlocks * kPer;
             k = thread / kRowBlocks * 2;
-            first = k * operand.ld + least(tile_row + row, (operand.rows - 1) / kPer * kPer);
-            second = first + operand.ld;
+            first = static_cast<std::uint32_t>((k * operand.ld + least(row, last / kPer * kPer)) * size);
+            second = first + static_cast<std::uint32_t>(operand.ld * size);
         }
     }
 
-    // The tile that begins at k0 and lies wholly inside, by chunks.
-    PYTRAIN_INLINE void fetch(const Operand& operand, std::int64_t k0) {
-        const std::int64_t offset = along ? k0 : k0 * operand.ld;
-        chunk[0] = load_chunk<format>(operand, first + offset);
-        chunk[1] = load_chunk<format>(operand, second + offset);
+    // The next whole tile, by chunks.
+    PYTRAIN_INLINE void fetch(const Operand& operand) {
+        chunk[0] = load_chunk<format>(base + kept_offset(first), operand.x.dtype);
+        chunk[1] = load_chunk<format>(base + kept_offset(second), operand.x.dtype);
+        base = kept_scalar(base + step);
     }
 
     // Any tile, element by element.
@@ -232,11 +235,12 @@ PYTRAIN_KERNEL matmul_kernel(MatmulArguments arguments) {
     char* const right = left + 2 * kBufferBytes;
 
     // Tiles in groups of rows, down a group's column first.
-    const std::int64_t group_tiles = kTilesPerGroup * arguments.tiles_n;
-    const std::int64_t group = block_index() / group_tiles, within = block_index() % group_tiles;
-    const std::int64_t height = least(kTilesPerGroup, arguments.tiles_m - group * kTilesPerGroup);
-    const std::int64_t tile_row = (group * kTilesPerGroup + within % height) * kTile;
-    const std::int64_t tile_column = within / height * kTile;
+    const int index = static_cast<int>(block_index()), tiles_m = static_cast<int>(arguments.tiles_m);
+    const int group_tiles = kTilesPerGroup * static_cast<int>(arguments.tiles_n);
+    const int group = index / group_tiles, within = index % group_tiles;
+    const int rest = tiles_m - group * kTilesPerGroup, height = rest < kTilesPerGroup ? rest : kTilesPerGroup;
+    const std::int64_t tile_row = std::int64_t{uniform(group * kTilesPerGroup + within % height)} * kTile;
+    const std::int64_t tile_column = std::int64_t{uniform(within / height)} * kTile;
     const int wave_row = wave_index() / 2 * 64, wave_column = wave_index() % 2 * 64;
 
     const Operand &a = arguments.a, &b = arguments.b;
@@ -246,35 +250,49 @@ PYTRAIN_KERNEL matmul_kernel(MatmulArguments arguments) {
     Right carry_b(b, tile_column);
     Sums sums[2][2] = {};
 
-    const auto store_step = [&](std::int64_t step) {
-        carry_a.store_to(left + step % 2 * kBufferBytes);
-        carry_b.store_to(right + step % 2 * kBufferBytes);
+    const auto store_step = [&](int buffer) {
+        carry_a.store_to(left + buffer * kBufferBytes);
+        carry_b.store_to(right + buffer * kBufferBytes);
     };
-    const auto multiply_buffers = [&](std::int64_t step) {
-        multiply_step<format>(sums, left + step % 2 * kBufferBytes, right + step % 2 * kBufferBytes, wave_row,
-                              wave_column);
+    const auto multiply_buffers = [&](int buffer) {
+        multiply_step<format>(sums, left + buffer * kBufferBytes, right + buffer * kBufferBytes, wave_row, wave_column);
+    };
+    // Fetches the next step, multiplies the one that `buffer` holds, and puts the fetched one into the other.
+    const auto advance = [&](int buffer) {
+        carry_a.fetch(a);
+        carry_b.fetch(b);
+        keep_order();  // the loads have the whole of the products to arrive
+        multiply_buffers(buffer);
+        keep_order();
+        store_step(1 - buffer);
+        barrier();
     };
     if (whole > 0) {
-        carry_a.fetch(a, 0);
-        carry_b.fetch(b, 0);
+        carry_a.fetch(a);
+        carry_b.fetch(b);
         store_step(0);
         barrier();
     }
-    std::int64_t step = 1;
-    for (; step < whole; ++step) {
-        carry_a.fetch(a, step * depth);
-        carry_b.fetch(b, step * depth);
-        multiply_buffers(step - 1);
-        store_step(step);
-        barrier();
+    std::int64_t step = 0;
+    for (; step + 2 < whole; step += 2) {  // two steps, so that addresses in LDS are constants
+        advance(0);
+        advance(1);
     }
-    if (whole > 0) multiply_buffers(whole - 1);
-    for (step = whole; step < steps; ++step) {  // what does not fill a step, or cannot be read by chunks
-        carry_a.fetch_edge(a, tile_row, step * depth);
-        carry_b.fetch_edge(b, tile_column, step * depth);
-        store_step(step);
-        barrier();
-        multiply_buffers(step);
+    // The last one or two, and what does not fill a step or cannot be read by chunks.
+    for (bool fetched = whole > 0; step < steps; ++step, fetched = false) {
+        if (!fetched) {
+            if (step < whole) {
+                carry_a.fetch(a);
+                carry_b.fetch(b);
+            } else {
+                carry_a.fetch_edge(a, tile_row, step * depth);
+                carry_b.fetch_edge(b, tile_column, step * depth);
+            }
+            barrier();  // the step before has been read
+            store_step(0);
+            barrier();
+        }
+        multiply_buffers(0);
     }
     write_sums(arguments.product, sums, left, tile_row + wave_row, tile_column + wave_column);
 }

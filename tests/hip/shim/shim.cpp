@@ -207,6 +207,10 @@ void* shared(const char* file, int line, std::size_t bytes) {
     return base + m.variables.back().offset;
 }
 
+void check_alignment(const void* address) {
+    if (reinterpret_cast<std::uintptr_t>(address) % 16 != 0) machine().failed = true;
+}
+
 void barrier(int line) { wait(State::barrier, line); }
 
 float shuffle_xor(float value, int mask, int line) {

@@ -29,6 +29,7 @@ constexpr std::size_t kSharedBytes = 65536;  // LDS of a block on gfx90a
 typedef float Sums __attribute__((vector_size(64)));
 
 void* shared(const char* file, int line, std::size_t bytes);
+void check_alignment(const void* address);  // of a 16-byte access; a wrong one ends the launch as failed
 void barrier(int line);
 float shuffle_xor(float value, int mask, int line);
 Sums mfma_32x32x8(const std::uint16_t* a, const std::uint16_t* b, Sums sums, bool bf16, int line);

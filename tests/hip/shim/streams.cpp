@@ -72,7 +72,7 @@ const char* hipGetErrorString(hipError_t error) {
         case hipErrorNotReady:
             return "not ready";
         case hipErrorLaunch:
-            return "a kernel's threads did not all reach a barrier or an exchange, or its LDS exceeds 64 KiB";
+            return "not all threads reached a barrier or an exchange, LDS exceeds 64 KiB, or a 16-byte access is misaligned";
     }
     return "unknown";
 }
