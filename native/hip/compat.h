@@ -41,6 +41,12 @@ using ::memcpy;  // HIP's, for the GPU, too
 #include "core/half.h"
 #include "core/philox.h"
 #pragma clang force_cuda_host_device end
+#elif defined(__CUDACC__)
+#include <array>
+#define inline __host__ __device__ inline
+#include "core/half.h"
+#include "core/philox.h"
+#undef inline
 #else
 #include "core/half.h"
 #include "core/philox.h"
