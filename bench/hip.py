@@ -1,10 +1,10 @@
 """What the compiler makes of the HIP kernels for MI250X, without a GPU: registers, LDS, spills, occupancy, ceilings.
 
-Every kernel file of native/hip/kernels is compiled for gfx90a; the compiler's resource report and the assembly are read.
-FLOPs, bytes and the ceiling that binds are those of a typical call (4096 rows of width 4096, sequences of 2048, heads of
-128, a vocabulary of 50,000). `llvm-mca` gives the cycles of the product's inner loop: `mfma_share` is the part of them
-in which the matrix unit works, for the waves that a SIMD holds at once (the loop of one wave waits for LDS and barriers
-while another multiplies); `alone` is that of one wave.
+Every kernel file of native/hip/kernels is compiled for gfx90a; the compiler's resource report and the assembly are
+read. FLOPs, bytes and the ceiling that binds are those of a typical call (4096 rows of width 4096, sequences of 2048,
+heads of 128, a vocabulary of 50,000). `llvm-mca` gives the cycles of the product's inner loop: `mfma_share` is the
+part of them in which the matrix unit works, for the waves that a SIMD holds at once (the loop of one wave waits for
+LDS and barriers while another multiplies); `alone` is that of one wave.
 
     python -m bench.hip [--json FILE] [--build FOLDER]
 """
@@ -19,11 +19,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent.parent / "native"
+BUILD = NATIVE.parent / "build" / "gfx90a"
 ARCHITECTURE = "gfx90a"
 MFMA_TFLOPS = {"bf16": 191.5, "fp16": 191.5, "fp32": 47.9}  # of one GCD of MI250X
 VECTOR_TFLOPS = 23.9
@@ -175,11 +177,15 @@ def loop_share(body: str, iterations: int = 50) -> float:
     return round(busy * iterations / cycles, 3)
 
 
+def kernel_files() -> list[Path]:
+    """The largest first, so that two compilers end at about the same time."""
+    return sorted((NATIVE / "hip" / "kernels").glob("*.hip"), key=lambda path: "attention" not in path.name)
+
+
 def compile_all(folder: Path) -> list[Kernel]:
     """Every kernel of native/hip/kernels, compiled two files at a time."""
-    paths = sorted((NATIVE / "hip" / "kernels").glob("*.hip"))
     with ThreadPoolExecutor(2) as pool:
-        assemblies = list(pool.map(lambda path: compile_file(path, folder), paths))
+        assemblies = list(pool.map(lambda path: compile_file(path, folder), kernel_files()))
     return [kernel for assembly in assemblies for kernel in kernels_of(assembly)]
 
 
@@ -187,7 +193,7 @@ ROWS, WIDTH, LENGTH, HEADS, HEAD, VOCABULARY = 4096, 4096, 2048, 32, 128, 50_000
 ELEMENTS = ROWS * WIDTH
 PAIRS = ROWS * LENGTH / 2 * HEADS  # visible (query, key) pairs of a causal mask
 # FLOPs and bytes of a typical call by function; `size` is bytes of a stored element.
-WORK = {
+WORK: dict[str, Callable[[int], tuple[float, float]]] = {
     "matmul_kernel": lambda size: (2.0 * ROWS * WIDTH * WIDTH, 3.0 * ELEMENTS * size),
     "attention_forward_kernel": lambda size: (4.0 * HEAD * PAIRS, 4.0 * ELEMENTS * size),
     "attention_dq_kernel": lambda size: (6.0 * HEAD * PAIRS, 6.0 * ELEMENTS * size),
@@ -242,7 +248,8 @@ def table(kernels: list[Kernel]) -> str:
         alone = "" if kernel.alone is None else f"{kernel.alone:.2f}"
         lines.append(
             f"{kernel.kernel:42} {kernel.vgprs:5} {kernel.agprs:5} {kernel.lds_bytes:6} {kernel.scratch_bytes:5} "
-            f"{kernel.occupancy:5} {kernel.mfma:5} {flops / 1e9:9.2f} {moved / 1e6:7.1f} {bound:>7} {share:>6} {alone:>6}"
+            f"{kernel.occupancy:5} {kernel.mfma:5} {flops / 1e9:9.2f} {moved / 1e6:7.1f} "
+            f"{bound:>7} {share:>6} {alone:>6}"
         )
     return "\n".join(lines)
 
@@ -251,7 +258,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Compile, print, and write the JSON file."""
     parser = argparse.ArgumentParser(prog="python -m bench.hip", description=__doc__.split("\n")[0])
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the list of kernels here")
-    parser.add_argument("--build", metavar="FOLDER", type=Path, default=Path("build/gfx90a"), help="keep assembly here")
+    parser.add_argument(
+        "--build", metavar="FOLDER", type=Path, default=Path("build/gfx90a"), help="keep assembly here"
+    )
     options = parser.parse_args(arguments)
     kernels = compile_all(options.build)
     print(table(kernels))

@@ -16,7 +16,6 @@ from pytrain.schedule import Program, check, forward_only_pipeline, lower, progr
 from pytrain.stage import Stage, native_policy, native_shape
 
 if TYPE_CHECKING:
-    from pytrain import _native
     from pytrain.collectives import Group
     from pytrain.config import RunConfig
 

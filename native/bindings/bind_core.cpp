@@ -42,12 +42,13 @@ private:
 
 void bind_core(py::module_& module) {
     py::register_exception<Error>(module, "Error", PyExc_ValueError);
-    py::class_<Device>(module, "Device",
-                       "What a model asks of a device; see native/device.h. Operations take C-contiguous float32 arrays, "
-                       "or uint16 ones that hold\n"
-                       "`half` (bf16 or fp16), and write their results into the arrays given; matrices may have strided "
-                       "rows where said. Wrong shapes,\n"
-                       "types or indices raise Error, which names the argument. They return when they are done.")
+    py::class_<Device>(
+        module, "Device",
+        "What a model asks of a device; see native/device.h. Operations take C-contiguous float32 arrays, "
+        "or uint16 ones that hold\n"
+        "`half` (bf16 or fp16), and write their results into the arrays given; matrices may have strided "
+        "rows where said. Wrong shapes,\n"
+        "types or indices raise Error, which names the argument. They return when they are done.")
         .def_property_readonly("name", &Device::name)
         .def(
             "bytes_in_use",

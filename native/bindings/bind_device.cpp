@@ -209,8 +209,7 @@ void embed_backward(Device& device, const Object& dtable, const Object& dpositio
 
 // --- rows -----------------------------------------------------------------------------------------
 
-void residual_add(Device& device, const Array& x, const Array& partial, const Object& bias,
-                  const std::string& half) {
+void residual_add(Device& device, const Array& x, const Array& partial, const Object& bias, const std::string& half) {
     const Arguments arguments(half);
     check(x.ndim() == 2, "x: must be (rows, width), not ", text_of(shape_of(x)));
     const Tensor residual = arguments.flat("x", x, true);
@@ -374,8 +373,7 @@ void bind_operations(py::module_& module) {
 void bind_device(py::module_& module) {
     bind_operations(module);
     const py::arg_v half = py::arg("half") = "bf16";
-    py::class_<CpuDevice, Device> device(module, "CpuDevice",
-                                         "The CPU as a device.");
+    py::class_<CpuDevice, Device> device(module, "CpuDevice", "The CPU as a device.");
     device
         .def(py::init(&make_device), py::arg("isa") = py::none(), py::arg("threads") = py::none(),
              "isa: instruction set (default: PYTRAIN_ISA, or the best of this CPU); threads: OMP_NUM_THREADS or the "

@@ -1,8 +1,8 @@
 // What attention's kernels share: 32 rows of a head in LDS or in registers, and which keys a query sees.
 //
 // Everything is arranged so that a wave's 32 queries (or keys) are the columns of its products: the sums of
-// scores^T = k q^T lie in registers exactly as the right operand of out^T = v^T weights^T wants them (see compat.h), and
-// weights never go through LDS. The maximum of a query is one of 16 registers of two lanes.
+// scores^T = k q^T lie in registers exactly as the right operand of out^T = v^T weights^T wants them (see compat.h),
+// and weights never go through LDS. The maximum of a query is one of 16 registers of two lanes.
 #pragma once
 #include "hip/common.h"
 
@@ -14,13 +14,13 @@ constexpr int kTileRows = 32;  // keys or queries that a step of the loop takes;
 template <Format format, int depth>
 struct Head {
     static constexpr bool kFull = format == Format::fp32;
-    static constexpr int kPer = kFull ? 4 : 8;             // elements of a chunk
-    static constexpr int kChunks = depth / kPer;           // of a row; even
-    static constexpr int kSteps = kChunks / 2;             // chunk pairs: a wave's half takes one each
-    static constexpr int kBlocks = (depth + 31) / 32;      // 32-row blocks of a product with `depth` rows
-    static constexpr int kStride = kChunks | 1;            // chunks between rows in LDS: odd, so that banks are shared out
+    static constexpr int kPer = kFull ? 4 : 8;         // elements of a chunk
+    static constexpr int kChunks = depth / kPer;       // of a row; even
+    static constexpr int kSteps = kChunks / 2;         // chunk pairs: a wave's half takes one each
+    static constexpr int kBlocks = (depth + 31) / 32;  // 32-row blocks of a product with `depth` rows
+    static constexpr int kStride = kChunks | 1;        // chunks between rows in LDS: odd, so that banks are shared out
     static constexpr int kRowsChunks = kTileRows * kStride;
-    static constexpr int kColumnStride = 5;                // of the transposed tile: 32 keys of 16 bits, and a gap
+    static constexpr int kColumnStride = 5;  // of the transposed tile: 32 keys of 16 bits, and a gap
     static constexpr int kColumnsChunks = kFull ? 1 : depth * kColumnStride;
     static constexpr int kTasks = kTileRows / 2 * kChunks;  // chunks of row pairs
     static constexpr DType kDtype = format == Format::bf16   ? DType::bf16
@@ -64,9 +64,9 @@ PYTRAIN_INLINE Chunk head_chunk(const HeadRows& rows, std::int64_t row, int chun
     return result;
 }
 
-// 32 rows from `first` on go into LDS, through all threads of the block: as they are (`rows`, where a row is a row), and
-// for 16-bit formats transposed (`columns`), where wanted. In the transposed tile a row is one element of the head, and
-// key 8g + 4h + e lies at 16h + 4g + e: a wave's half finds its sixteen keys in two neighbouring chunks.
+// 32 rows from `first` on go into LDS, through all threads of the block: as they are (`rows`, where a row is a row),
+// and for 16-bit formats transposed (`columns`), where wanted. In the transposed tile a row is one element of the head,
+// and key 8g + 4h + e lies at 16h + 4g + e: a wave's half finds its sixteen keys in two neighbouring chunks.
 template <Format format, int depth>
 PYTRAIN_INLINE void load_tile(const HeadRows& source, std::int64_t first, Chunk* rows, Chunk* columns) {
     using H = Head<format, depth>;
@@ -149,8 +149,9 @@ PYTRAIN_INLINE Chunk chunk_of_sums(const Sums& sums, int q) {
     return chunk;
 }
 
-// sums (depth x 32, in blocks of 32 rows) += tile^T (depth x 32) * weights (32 x 32 in registers). `rows` and `columns` are
-// the tile as load_tile leaves it: fp32 reads single elements down the rows, 16-bit formats chunks of the transposed one.
+// sums (depth x 32, in blocks of 32 rows) += tile^T (depth x 32) * weights (32 x 32 in registers). `rows` and `columns`
+// are the tile as load_tile leaves it: fp32 reads single elements down the rows, 16-bit formats chunks of the
+// transposed one.
 template <Format format, int depth>
 PYTRAIN_INLINE void add_columns_times_sums(Sums* sums, const Chunk* rows, const Chunk* columns, const Sums& weights) {
     using H = Head<format, depth>;
@@ -201,10 +202,10 @@ PYTRAIN_INLINE void store_columns(const Tensor& x, std::int64_t first, std::int6
                     for (int i = 0; i < 4; ++i) chunk[i] = bits_of(value[i]);
                     store_16(address, chunk);
                 } else {
-                    const std::uint32_t low = narrowed(value[0], H::kDtype) |
-                                              static_cast<std::uint32_t>(narrowed(value[1], H::kDtype)) << 16;
-                    const std::uint32_t high = narrowed(value[2], H::kDtype) |
-                                               static_cast<std::uint32_t>(narrowed(value[3], H::kDtype)) << 16;
+                    const std::uint32_t low =
+                        narrowed(value[0], H::kDtype) | static_cast<std::uint32_t>(narrowed(value[1], H::kDtype)) << 16;
+                    const std::uint32_t high =
+                        narrowed(value[2], H::kDtype) | static_cast<std::uint32_t>(narrowed(value[3], H::kDtype)) << 16;
                     *reinterpret_cast<std::uint64_t*>(address) = low | static_cast<std::uint64_t>(high) << 32;
                 }
                 continue;
@@ -225,8 +226,7 @@ PYTRAIN_INLINE std::int64_t query_element(const Attention& attention, const Head
     return place.sequence * attention.q_batch_stride + query * attention.q_stride + place.head * attention.head_size;
 }
 PYTRAIN_INLINE std::int64_t key_element(const Attention& attention, const HeadPlace& place, std::int64_t key) {
-    return place.sequence * attention.kv_batch_stride + key * attention.kv_stride +
-           place.kv_head * attention.head_size;
+    return place.sequence * attention.kv_batch_stride + key * attention.kv_stride + place.kv_head * attention.head_size;
 }
 PYTRAIN_INLINE std::int64_t out_element(const Attention& attention, const HeadPlace& place, std::int64_t query) {
     return ((place.sequence * attention.query_rows + query) * attention.heads + place.head) * attention.head_size;
@@ -272,13 +272,18 @@ PYTRAIN_INLINE std::int64_t least_first_key(const Attention& attention, const He
 }
 
 // launch(depth) with the least depth that holds a head: what kernels are compiled for.
-#define PYTRAIN_FOR_DEPTH(head_size, launch)          \
-    do {                                              \
-        if ((head_size) <= 64) launch(64);            \
-        else if ((head_size) <= 96) launch(96);       \
-        else if ((head_size) <= 128) launch(128);     \
-        else if ((head_size) <= 160) launch(160);     \
-        else launch(208);                             \
+#define PYTRAIN_FOR_DEPTH(head_size, launch) \
+    do {                                     \
+        if ((head_size) <= 64)               \
+            launch(64);                      \
+        else if ((head_size) <= 96)          \
+            launch(96);                      \
+        else if ((head_size) <= 128)         \
+            launch(128);                     \
+        else if ((head_size) <= 160)         \
+            launch(160);                     \
+        else                                 \
+            launch(208);                     \
     } while (false)
 
 }  // namespace pytrain::hip

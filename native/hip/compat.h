@@ -1,5 +1,6 @@
-// The one place that knows who compiles the kernels: hipcc for AMD GPUs, nvcc (kernels without matrix units only), or the
-// host compiler over the shim of tests/hip/shim, which runs them on the CPU. Kernels are written against this page alone.
+// The one place that knows who compiles the kernels: hipcc for AMD GPUs, nvcc (kernels without matrix units only), or
+// the host compiler over the shim of tests/hip/shim, which runs them on the CPU. Kernels are written against this page
+// alone.
 //
 // A block has up to 256 threads along x. A wave has kWave lanes that run together; shuffles and matrix products are
 // exchanges between them, and every lane of a wave must reach them, as every thread of a block must reach a barrier.
@@ -17,7 +18,7 @@
 #define PYTRAIN_KERNEL __attribute__((visibility("default"))) void
 #define PYTRAIN_SHARED(type, name, count) \
     type(&name)[count] = *static_cast<type(*)[count]>(pytrain::shim::shared(__FILE__, __LINE__, sizeof(type) * (count)))
-#define PYTRAIN_LAUNCH(kernel, blocks, queue, ...)                                         \
+#define PYTRAIN_LAUNCH(kernel, blocks, queue, ...)                                                       \
     pytrain::shim::launch(reinterpret_cast<const void*>(&kernel), blocks, pytrain::hip::kThreads, queue, \
                           [=] { kernel(__VA_ARGS__); })
 #define PYTRAIN_UNROLL
@@ -102,8 +103,8 @@ typedef std::uint32_t Chunk __attribute__((vector_size(16)));
 // keep_order: the compiler moves nothing across, so that loads which were put early stay early.
 // uniform: a value that is the same in all lanes, for the compiler to know.
 // GlobalBytes: an address that is known to lie in global memory, not in LDS.
-// kept_scalar, kept_offset: an address that all threads share stays in scalar registers, and a lane's offset from it 32 bits
-// wide, so that a load takes both and needs no addition before it.
+// kept_scalar, kept_offset: an address that all threads share stays in scalar registers, and a lane's offset from it 32
+// bits wide, so that a load takes both and needs no addition before it.
 #if defined(__HIPCC__) && defined(__HIP_DEVICE_COMPILE__)
 PYTRAIN_INLINE void keep_order() { __builtin_amdgcn_sched_barrier(0); }
 typedef const __attribute__((address_space(1))) char* GlobalBytes;
@@ -197,7 +198,8 @@ PYTRAIN_INLINE Sums multiply(Chunk a, Chunk b, Sums sums) {
     if constexpr (format == Format::fp32) {
         PYTRAIN_UNROLL
         for (int step = 0; step < 4; ++step)
-            sums = __builtin_amdgcn_mfma_f32_32x32x2f32(bit_cast<float>(a[step]), bit_cast<float>(b[step]), sums, 0, 0, 0);
+            sums =
+                __builtin_amdgcn_mfma_f32_32x32x2f32(bit_cast<float>(a[step]), bit_cast<float>(b[step]), sums, 0, 0, 0);
     } else {
         PYTRAIN_UNROLL
         for (int step = 0; step < 2; ++step) {

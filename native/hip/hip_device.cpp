@@ -85,7 +85,8 @@ float* HipDevice::floats(std::size_t n, const char* operation) const {
     return static_cast<float*>(workspace_);
 }
 
-// --- queues and events -------------------------------------------------------------------------------------------------
+// --- queues and events
+// -------------------------------------------------------------------------------------------------
 
 Queue* HipDevice::compute_queue() { return queue_of(compute_); }
 Queue* HipDevice::communication_queue() { return queue_of(communication_); }
@@ -115,7 +116,8 @@ void HipDevice::release(Event* event) { check_hip(hipEventDestroy(event_of(event
 
 void HipDevice::launched(const char* operation) const { check_hip(hipGetLastError(), operation); }
 
-// --- plain data ---------------------------------------------------------------------------------------------------------
+// --- plain data
+// ---------------------------------------------------------------------------------------------------------
 
 void HipDevice::copy(void* destination, const void* source, std::size_t bytes, Queue* queue) {
     if (bytes == 0) return;
@@ -146,7 +148,8 @@ void HipDevice::fill(Tensor destination, std::int64_t n, float value, Queue* que
     launched("fill");
 }
 
-// --- products ------------------------------------------------------------------------------------------------------------
+// --- products
+// ------------------------------------------------------------------------------------------------------------
 
 void HipDevice::matmul(const Matmul& product, Queue* queue) {
     check(!product.residual || product.residual.data != product.c.data,
@@ -154,14 +157,14 @@ void HipDevice::matmul(const Matmul& product, Queue* queue) {
     launch_matmul(product, stream_of(queue));
     launched("matmul");
 }
-void HipDevice::bias_backward(Tensor dbias, Tensor dy, std::int64_t m, std::int64_t n, std::int64_t ldy,
-                              Queue* queue) {
+void HipDevice::bias_backward(Tensor dbias, Tensor dy, std::int64_t m, std::int64_t n, std::int64_t ldy, Queue* queue) {
     launch_bias_backward(dbias, dy, m, n, ldy, floats(static_cast<std::size_t>(kRowChunks * n), "bias_backward"),
                          stream_of(queue));
     launched("bias_backward");
 }
 
-// --- embedding and rows ----------------------------------------------------------------------------------------------------
+// --- embedding and rows
+// ----------------------------------------------------------------------------------------------------
 
 void HipDevice::embed_forward(const Embed& embed, Tensor out, Tensor table, Tensor position_table, Queue* queue) {
     launch_embed_forward(embed, out, table, position_table, stream_of(queue));
@@ -211,7 +214,8 @@ void HipDevice::rope(Tensor x, std::int64_t rows, std::int64_t stride, std::int6
     launched("rope");
 }
 
-// --- attention -----------------------------------------------------------------------------------------------------------
+// --- attention
+// -----------------------------------------------------------------------------------------------------------
 
 void HipDevice::attention_forward(const Attention& attention, Queue* queue) {
     check_attention(attention, "attention_forward");
@@ -228,7 +232,8 @@ void HipDevice::attention_backward(const Attention& attention, Tensor dq, Tensor
     launched("attention_backward");
 }
 
-// --- head, loss, optimizer -------------------------------------------------------------------------------------------------
+// --- head, loss, optimizer
+// -------------------------------------------------------------------------------------------------
 
 void HipDevice::head_statistics(float* statistics, Tensor logits, const std::int32_t* targets, std::int64_t rows,
                                 std::int64_t width, std::int64_t vocabulary_begin, Queue* queue) {

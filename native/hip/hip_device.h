@@ -1,8 +1,8 @@
 // AMD GPUs as a Device: unified memory that prefers the GPU, two streams, hand-written kernels (kernels/).
 //
-// Memory is hipMallocManaged with the GPU as its preferred place, so that the few numbers which the host reads or writes
-// (tokens, scalars, messages) need no second copy of the code; on Frontier that wants HSA_XNACK=1. Operations are queued
-// and return at once: whoever touches memory on the host first waits for the queue.
+// Memory is hipMallocManaged with the GPU as its preferred place, so that the few numbers which the host reads or
+// writes (tokens, scalars, messages) need no second copy of the code; on Frontier that wants HSA_XNACK=1. Operations
+// are queued and return at once: whoever touches memory on the host first waits for the queue.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -125,7 +125,7 @@ public:
 
 private:
     hipStream_t stream_of(Queue* queue) const;
-    void launched(const char* operation) const;  // throws if the last launch was refused
+    void launched(const char* operation) const;                 // throws if the last launch was refused
     float* floats(std::size_t n, const char* operation) const;  // of the workspace, which must hold so many
 
     int index_;

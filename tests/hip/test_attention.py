@@ -11,7 +11,7 @@ from tests.native.arrays import same_bits
 from tests.native.test_attention import Case, assert_near
 
 HEAD_SIZES = [1, 37, 64, 80, 96, 128, 144, 200]
-# Errors seen, times about three. In 16-bit formats the weights are rounded before they meet the values, as everywhere.
+# Errors seen, times about three. In 16-bit formats the weights are rounded before they meet the values.
 TOLERANCE = {"fp32": 5e-6, "bf16": 1.5e-2, "fp16": 2e-3}
 
 

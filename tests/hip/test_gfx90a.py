@@ -1,4 +1,4 @@
-"""The kernels as compiled for MI250X: what the compiler and the assembly say, and that the suite has run all of them."""
+"""The kernels as compiled for MI250X: what the compiler and the assembly say, and that the suite ran all of them."""
 
 import json
 import re
@@ -11,7 +11,6 @@ from bench import hip
 from pytrain import _native
 from tests.hip.conftest import LAST
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 MATRIX = ("matmul_kernel", "attention_forward_kernel", "attention_dq_kernel", "attention_dkv_kernel")
 LDS_OF_A_COMPUTE_UNIT = 65536
 REGISTERS_OF_A_SIMD_LANE = 512
@@ -20,7 +19,7 @@ REGISTERS_OF_A_SIMD_LANE = 512
 @pytest.fixture(scope="session")
 def kernels() -> list[hip.Kernel]:
     """All of them; compiled once, and again only after a change."""
-    return hip.compile_all(ROOT / "build" / "gfx90a")
+    return hip.compile_all(hip.BUILD)
 
 
 def test_kernels_with_products_use_the_matrix_units(kernels: list[hip.Kernel]) -> None:
@@ -28,7 +27,7 @@ def test_kernels_with_products_use_the_matrix_units(kernels: list[hip.Kernel]) -
         name = kernel.kernel.split()[0]
         assert (kernel.mfma > 0) == (name in MATRIX), kernel
     assert {kernel.kernel.split()[0] for kernel in kernels} >= set(MATRIX)
-    files = "".join(path.read_text() for path in (ROOT / "build" / "gfx90a").glob("*.s"))
+    files = "".join(hip.compile_file(path, hip.BUILD).read_text() for path in hip.kernel_files())
     for instruction in ("32x32x8bf16_1k", "32x32x8f16", "32x32x2f32"):
         assert f"v_mfma_f32_{instruction}" in files
 
@@ -57,7 +56,7 @@ def test_memory_is_read_by_16_bytes(kernels: list[hip.Kernel]) -> None:
 
 
 def test_the_product_is_bound_by_the_matrix_units(kernels: list[hip.Kernel]) -> None:
-    """By llvm-mca: with the waves that a SIMD holds, the loop keeps the matrix unit busy at least 85 % of the time."""
+    """By llvm-mca: the waves that a SIMD holds keep the matrix unit busy at least 85 % of the time."""
     products = [kernel for kernel in kernels if kernel.kernel.startswith("matmul_kernel")]
     assert len(products) == 12
     for kernel in products:
@@ -69,7 +68,7 @@ def test_the_product_is_bound_by_the_matrix_units(kernels: list[hip.Kernel]) -> 
 
 def test_the_report(kernels: list[hip.Kernel], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "hip.json"
-    assert hip.main(["--json", str(path), "--build", str(ROOT / "build" / "gfx90a")]) == 0
+    assert hip.main(["--json", str(path), "--build", str(hip.BUILD)]) == 0
     rows = json.loads(path.read_text())
     keys = {"kernel", "vgprs", "agprs", "lds_bytes", "scratch_bytes", "occupancy", "mfma", "mfma_share"}
     assert all(set(row) == keys for row in rows)

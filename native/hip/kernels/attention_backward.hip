@@ -1,9 +1,10 @@
-// Attention backward in two passes that each compute the weights again, as on the CPU: one block per 128 queries sums dq
-// over keys (and delta on its way), then one block per 128 keys of a kv head sums dk and dv over the queries of all heads
-// that share it. Every element has one writer and one order of addition: no atomics, the same bits every time.
+// Attention backward in two passes that each compute the weights again, as on the CPU: one block per 128 queries sums
+// dq over keys (and delta on its way), then one block per 128 keys of a kv head sums dk and dv over the queries of all
+// heads that share it. Every element has one writer and one order of addition: no atomics, the same bits every time.
 //
-// FLOPs 14 head_size per visible pair; bytes: q, k, v, dout, out once, and the tiles of the other side once per 128 rows.
-// The matrix units bind. dk and dv together fill head_size registers of every lane, which leaves one wave on a SIMD.
+// FLOPs 14 head_size per visible pair; bytes: q, k, v, dout, out once, and the tiles of the other side once per 128
+// rows. The matrix units bind. dk and dv together fill head_size registers of every lane, which leaves one wave on a
+// SIMD.
 #include <type_traits>
 
 #include "hip/attention_tiles.h"
@@ -101,19 +102,19 @@ PYTRAIN_INLINE void weigh(const Attention& attention, const QueryStatistics& sta
     for (int g = 0; g < 16; ++g) {
         const int row = 8 * (g / 4) + 4 * (lane_index() / 32) + g % 4;
         const std::int64_t query = first + row;
-        const bool visible = query < attention.query_rows && key >= statistics.begin[row] &&
-                             key <= attention.query_offset + query;
+        const bool visible =
+            query < attention.query_rows && key >= statistics.begin[row] && key <= attention.query_offset + query;
         const float weight = visible ? exp2f(weights[g] * (scale * kLog2E) - statistics.lse[row]) : 0.0f;
         weights[g] = weight;
         dweights[g] = visible ? weight * (dweights[g] - statistics.delta[row]) * scale : 0.0f;
     }
 }
 
-// What is too large for registers beside both gradients: fp32 keys and values, which are then read again for each tile of
-// queries, and of 16-bit heads beyond 160 one of the gradients, which is then summed by a launch of its own.
+// What is too large for registers beside both gradients: fp32 keys and values, which are then read again for each tile
+// of queries, and of 16-bit heads beyond 160 one of the gradients, which is then summed by a launch of its own.
 template <Format format, int depth>
-using KeyFragment = std::conditional_t<(format == Format::fp32 && depth > 128), FarFragment<format, depth>,
-                                       Fragment<format, depth>>;
+using KeyFragment =
+    std::conditional_t<(format == Format::fp32 && depth > 128), FarFragment<format, depth>, Fragment<format, depth>>;
 
 // Which gradients a launch of the second pass sums.
 enum class Part : std::uint8_t { both, dk, dv };
@@ -130,8 +131,8 @@ PYTRAIN_KERNEL attention_dkv_kernel(Attention attention, AttentionGradients grad
     PYTRAIN_SHARED(std::int64_t, begin, kTileRows);
     const std::int64_t pair = block_row(), group = attention.heads / attention.kv_heads;
     HeadPlace place{pair / attention.kv_heads, 0, pair % attention.kv_heads};
-    const std::int64_t block_key = block_index() * kBlockRows, key = block_key + thread_index() / kWave * kTileRows +
-                                                                     lane_index() % 32;
+    const std::int64_t block_key = block_index() * kBlockRows,
+                       key = block_key + thread_index() / kWave * kTileRows + lane_index() % 32;
     constexpr bool sums_dk = part != Part::dv, sums_dv = part != Part::dk;
     const KeyFragment<format, depth> k(key_rows(attention, place, attention.k, attention.key_rows), key),
         v(key_rows(attention, place, attention.v, attention.key_rows), key);

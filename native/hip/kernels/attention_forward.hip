@@ -1,15 +1,16 @@
 // Attention forward on the matrix units. A block takes 128 queries of one head, each of its four waves 32; tiles of 32
 // keys and values go through LDS. The matrix of scores never exists (Dao et al., "FlashAttention", 2022).
 //
-// FLOPs 4 head_size per visible pair, of which the causal edge wastes at most 31 keys per query; bytes: q and out once, k
-// and v once per 128 queries. The matrix units bind from about 100 keys on.
+// FLOPs 4 head_size per visible pair, of which the causal edge wastes at most 31 keys per query; bytes: q and out once,
+// k and v once per 128 queries. The matrix units bind from about 100 keys on.
 #include "hip/attention_tiles.h"
 #include "hip/kernels.h"
 
 namespace pytrain::hip {
 
-// Scores (keys of the tile x 32 queries) become weights; what is known of each query so far is scaled to the new maximum.
-// largest and denominator are those of this lane's query, in base-2 logarithms of scores; largest agrees in both halves.
+// Scores (keys of the tile x 32 queries) become weights; what is known of each query so far is scaled to the new
+// maximum. largest and denominator are those of this lane's query, in base-2 logarithms of scores; largest agrees in
+// both halves.
 template <int blocks>
 PYTRAIN_INLINE void softmax_step(Sums& scores, Sums (&sums)[blocks], float& largest, float& denominator, float scale,
                                  std::int64_t key, std::int64_t begin, std::int64_t end) {

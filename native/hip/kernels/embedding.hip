@@ -1,8 +1,8 @@
 // Embedding. Forward moves 2 (3 with positions) elements per element, bound by memory.
 //
-// Backward without atomics: the block of a row goes on only if no earlier row has the same token; it then adds all rows of
-// that token, in their order. Looking costs rows^2 / 2 comparisons of integers, 34 million for 8192 rows, a few dozen
-// microseconds of a whole GPU; every gradient element has one writer and one order of addition.
+// Backward without atomics: the block of a row goes on only if no earlier row has the same token; it then adds all rows
+// of that token, in their order. Looking costs rows^2 / 2 comparisons of integers, 34 million for 8192 rows, a few
+// dozen microseconds of a whole GPU; every gradient element has one writer and one order of addition.
 #include "hip/common.h"
 #include "hip/kernels.h"
 
@@ -67,8 +67,8 @@ void launch_embed_backward(const Embed& embed, Tensor dtable, Tensor dposition_t
         PYTRAIN_LAUNCH(embed_backward_kernel, blocks, queue, embed.tokens, embed.rows, embed.hidden,
                        embed.vocabulary_begin, embed.vocabulary_end, dtable, dout);
     if (dposition_table)
-        PYTRAIN_LAUNCH(embed_backward_kernel, blocks, queue, embed.positions, embed.rows, embed.hidden,
-                       std::int64_t{0}, std::int64_t{INT32_MAX}, dposition_table, dout);
+        PYTRAIN_LAUNCH(embed_backward_kernel, blocks, queue, embed.positions, embed.rows, embed.hidden, std::int64_t{0},
+                       std::int64_t{INT32_MAX}, dposition_table, dout);
 }
 
 }  // namespace pytrain::hip

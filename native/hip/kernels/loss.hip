@@ -1,5 +1,5 @@
-// Cross-entropy of a chunk of rows and a slice of the vocabulary. Bound by memory: statistics read the logits twice (the
-// second time mostly from L2), backward reads and writes them once; about 20 FLOPs per logit.
+// Cross-entropy of a chunk of rows and a slice of the vocabulary. Bound by memory: statistics read the logits twice
+// (the second time mostly from L2), backward reads and writes them once; about 20 FLOPs per logit.
 #include "hip/common.h"
 #include "hip/kernels.h"
 
@@ -8,8 +8,8 @@ namespace pytrain::hip {
 constexpr std::int32_t kIgnored = -1;  // target of a row that the loss leaves out
 constexpr std::int64_t kBlockStride = std::int64_t{kThreads} * kOctet;
 
-// A block takes a row: maximum, sum of exp(logit - maximum), target logit. NaN is passed over by the maximum and comes back
-// through the sum.
+// A block takes a row: maximum, sum of exp(logit - maximum), target logit. NaN is passed over by the maximum and comes
+// back through the sum.
 PYTRAIN_KERNEL head_statistics_kernel(float* statistics, Tensor logits, const std::int32_t* targets, std::int64_t width,
                                       std::int64_t vocabulary_begin) {
     PYTRAIN_SHARED(float, room, kThreads);
@@ -67,7 +67,8 @@ PYTRAIN_KERNEL loss_forward_kernel(StepScalars* scalars, float* lse, const float
     scalars->target_count += count;
 }
 
-// A task is an octet of a row: logits become (softmax - onehot(target)) * gradient_scale, 0 where the target is ignored.
+// A task is an octet of a row: logits become (softmax - onehot(target)) * gradient_scale, 0 where the target is
+// ignored.
 PYTRAIN_KERNEL loss_backward_kernel(Tensor logits, const float* lse, const std::int32_t* targets,
                                     const StepScalars* scalars, std::int64_t rows, std::int64_t width,
                                     std::int64_t vocabulary_begin) {

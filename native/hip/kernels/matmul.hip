@@ -78,10 +78,10 @@ struct Carrier {
     static constexpr int kDepth = kRowBytes / 16 * kPer;  // k of one step
     static constexpr int kRowBlocks = kTile / kPer;
 
-    int row, k;                    // of the first chunk, within the tile
-    GlobalBytes base;              // of the tile at this step's k: the same in all threads, so that scalars advance it
-    std::int64_t step;             // bytes from one step's k to the next
-    std::uint32_t first, second;   // bytes from there to this thread's chunks
+    int row, k;                   // of the first chunk, within the tile
+    GlobalBytes base;             // of the tile at this step's k: the same in all threads, so that scalars advance it
+    std::int64_t step;            // bytes from one step's k to the next
+    std::uint32_t first, second;  // bytes from there to this thread's chunks
     Chunk chunk[2] = {};
 
     PYTRAIN_INLINE Carrier(const Operand& operand, std::int64_t tile_row) {
@@ -175,8 +175,8 @@ PYTRAIN_INLINE void multiply_step(Sums (&sums)[2][2], const char* left, const ch
     }
 }
 
-// c = sums [+ c] [+ bias] [+ residual], rounded once; activated = gelu of what was stored. Elements [column, column + 8) of
-// one row, of which those before the edge count.
+// c = sums [+ c] [+ bias] [+ residual], rounded once; activated = gelu of what was stored. Elements [column, column +
+// 8) of one row, of which those before the edge count.
 PYTRAIN_INLINE void write_octet(const Matmul& product, Octet sums, std::int64_t row, std::int64_t column) {
     if (row >= product.m || column >= product.n) return;
     const std::int64_t n = least(kOctet, product.n - column);

@@ -9,8 +9,8 @@
 namespace pytrain::hip {
 
 constexpr std::int64_t kLeastChunkRows = 32;
-constexpr int kColumns = 64;                        // of a block that sums over rows
-constexpr int kRowLanes = kThreads / kColumns;      // rows that it reads at once
+constexpr int kColumns = 64;                    // of a block that sums over rows
+constexpr int kRowLanes = kThreads / kColumns;  // rows that it reads at once
 constexpr std::int64_t kWaveElements = kWave * kOctet;
 
 inline std::int64_t rows_of_chunk(std::int64_t rows) {
@@ -50,15 +50,17 @@ PYTRAIN_KERNEL norm_forward_kernel(Norm norm, Tensor y) {
     const float count = static_cast<float>(width);
     float mean = 0.0f;
     if (centered)
-        mean = row_sum(width, [&](std::int64_t column, std::int64_t n) {
-                   return octet_sum(load_octet(norm.x, first + column, n));
-               }) / count;
-    const float variance = row_sum(width, [&](std::int64_t column, std::int64_t n) {
-                               Octet octet = normalised(norm.x, first + column, n, mean, 1.0f);
-                               PYTRAIN_UNROLL
-                               for (int j = 0; j < kOctet; ++j) octet.value[j] *= octet.value[j];
-                               return octet_sum(octet);
-                           }) / count;
+        mean = row_sum(width, [&](std::int64_t column,
+                                  std::int64_t n) { return octet_sum(load_octet(norm.x, first + column, n)); }) /
+               count;
+    const float variance = row_sum(width,
+                                   [&](std::int64_t column, std::int64_t n) {
+                                       Octet octet = normalised(norm.x, first + column, n, mean, 1.0f);
+                                       PYTRAIN_UNROLL
+                                       for (int j = 0; j < kOctet; ++j) octet.value[j] *= octet.value[j];
+                                       return octet_sum(octet);
+                                   }) /
+                           count;
     const float rstd = 1.0f / sqrtf(variance + norm.eps);
     for (std::int64_t column = lane_index() * kOctet; column < width; column += kWaveElements) {
         const std::int64_t n = width - column;
@@ -93,28 +95,29 @@ PYTRAIN_KERNEL norm_backward_kernel(Norm norm, Tensor dx, Tensor dy) {
     };
     float average = 0.0f;
     if (centered)
-        average = row_sum(width, [&](std::int64_t column, std::int64_t n) { return octet_sum(gradient(column, n)); }) /
-                  count;
-    const float average_normal = row_sum(width, [&](std::int64_t column, std::int64_t n) {
-                                     Octet g = gradient(column, n);
-                                     const Octet h = normalised(norm.x, first + column, n, mean, rstd);
-                                     PYTRAIN_UNROLL
-                                     for (int j = 0; j < kOctet; ++j) g.value[j] *= h.value[j];
-                                     return octet_sum(g);
-                                 }) / count;
+        average =
+            row_sum(width, [&](std::int64_t column, std::int64_t n) { return octet_sum(gradient(column, n)); }) / count;
+    const float average_normal = row_sum(width,
+                                         [&](std::int64_t column, std::int64_t n) {
+                                             Octet g = gradient(column, n);
+                                             const Octet h = normalised(norm.x, first + column, n, mean, rstd);
+                                             PYTRAIN_UNROLL
+                                             for (int j = 0; j < kOctet; ++j) g.value[j] *= h.value[j];
+                                             return octet_sum(g);
+                                         }) /
+                                 count;
     for (std::int64_t column = lane_index() * kOctet; column < width; column += kWaveElements) {
         const std::int64_t n = width - column;
         const Octet g = gradient(column, n), h = normalised(norm.x, first + column, n, mean, rstd);
         Octet sum = load_octet(dx, first + column, n);
         PYTRAIN_UNROLL
-        for (int j = 0; j < kOctet; ++j)
-            sum.value[j] += rstd * (g.value[j] - average - h.value[j] * average_normal);
+        for (int j = 0; j < kOctet; ++j) sum.value[j] += rstd * (g.value[j] - average - h.value[j] * average_normal);
         store_octet(dx, first + column, n, sum);
     }
 }
 
-// One chunk of rows, one block of columns: what kRowLanes rows at a time add up to, lane by lane, then over the lanes in
-// order. `term(row, column)` gives what is summed.
+// One chunk of rows, one block of columns: what kRowLanes rows at a time add up to, lane by lane, then over the lanes
+// in order. `term(row, column)` gives what is summed.
 template <class Term>
 PYTRAIN_INLINE float column_sum(std::int64_t begin, std::int64_t end, std::int64_t column, bool inside, float* room,
                                 Term term) {
@@ -139,9 +142,8 @@ PYTRAIN_KERNEL norm_sums_kernel(Norm norm, Tensor dy, float* partials, std::int6
         const float h = (load(norm.x, row * width + at) - (centered ? norm.mean[row] : 0.0f)) * norm.rstd[row];
         return load(dy, row * width + at) * h;
     });
-    const float bias = column_sum(begin, end, column, inside && centered, room, [&](std::int64_t row, std::int64_t at) {
-        return load(dy, row * width + at);
-    });
+    const float bias = column_sum(begin, end, column, inside && centered, room,
+                                  [&](std::int64_t row, std::int64_t at) { return load(dy, row * width + at); });
     if (!inside || thread_index() >= kColumns) return;
     partials[(chunk * 2) * width + column] = weight;
     partials[(chunk * 2 + 1) * width + column] = bias;
@@ -167,8 +169,8 @@ PYTRAIN_KERNEL add_chunks_kernel(Tensor gradient, const float* partials, std::in
     store(gradient, column, load(gradient, column) + total);
 }
 
-void launch_add_chunks(Tensor gradient, const float* partials, std::int64_t n, std::int64_t stride,
-                       std::int64_t chunks, hipStream_t queue) {
+void launch_add_chunks(Tensor gradient, const float* partials, std::int64_t n, std::int64_t stride, std::int64_t chunks,
+                       hipStream_t queue) {
     const dim3 blocks(static_cast<unsigned>(ceil_div(n, kThreads)));
     PYTRAIN_LAUNCH(add_chunks_kernel, blocks, queue, gradient, partials, n, stride, chunks);
 }

@@ -50,7 +50,8 @@ PYTRAIN_KERNEL adamw_kernel(AdamW options, AdamWTensors tensors, std::int64_t n,
         const float g = gradient.value[j] * clip;
         mean.value[j] = beta1 * mean.value[j] + rest1 * g;
         square.value[j] = beta2 * square.value[j] + rest2 * (g * g);
-        const float step = options.step_size * mean.value[j] / (sqrtf(square.value[j]) * options.correction2 + options.eps);
+        const float step =
+            options.step_size * mean.value[j] / (sqrtf(square.value[j]) * options.correction2 + options.eps);
         value.value[j] = value.value[j] - options.decay * value.value[j] - step;
     }
     store_octet(tensors.master, i, n - i, value);

@@ -134,7 +134,8 @@ bool run_wave(Machine& m, int first, int last) {
     }
 }
 
-// Lets every thread go on from a barrier. True when all have ended, false also where the barrier was not reached by all.
+// Lets every thread go on from a barrier. True when all have ended, false also where the barrier was not reached by
+// all.
 bool release_barrier(Machine& m, bool* divergent) {
     int at_barrier = 0, line = 0;
     for (int i = 0; i < m.threads; ++i) {
@@ -232,8 +233,8 @@ float shuffle_xor(float value, int mask, int line) {
 namespace {
 
 // v_mfma_f32_32x32x8 (bf16_1k and f16) and v_mfma_f32_32x32x2f32, in AMD's register layout: of the left operand a lane
-// holds row lane % 32 and the `depth` columns from depth * (lane / 32) on, of the right one the transpose of that; of the
-// result, number g is row 8 (g / 4) + 4 (lane / 32) + g % 4 and column lane % 32.
+// holds row lane % 32 and the `depth` columns from depth * (lane / 32) on, of the right one the transpose of that; of
+// the result, number g is row 8 (g / 4) + 4 (lane / 32) + g % 4 and column lane % 32.
 template <int depth>
 struct Product {
     float a[depth], b[depth];

@@ -1,9 +1,9 @@
 // Runs HIP kernels on the CPU: one operating-system thread, one fiber per thread of a block, one block at a time.
 //
-// A wave runs until every lane of it stands at a barrier or has ended; waves, and the lanes within one, go in order or in
-// an order shuffled by a seed, anew after every barrier. A barrier that is missing therefore shows as a read of what
-// nobody has written yet: LDS is filled with NaN before each block. A barrier or an exchange that not all lanes reach is
-// counted and ends the launch. What this cannot show: caches, timing, and what the compiler for the GPU does.
+// A wave runs until every lane of it stands at a barrier or has ended; waves, and the lanes within one, go in order or
+// in an order shuffled by a seed, anew after every barrier. A barrier that is missing therefore shows as a read of what
+// nobody has written yet: LDS is filled with NaN before each block. A barrier or an exchange that not all lanes reach
+// is counted and ends the launch. What this cannot show: caches, timing, and what the compiler for the GPU does.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -59,14 +59,21 @@ std::vector<std::string> launched_kernels();  // symbols, mangled
 using hipStream_t = pytrain::shim::Stream*;
 struct hipEventState;
 using hipEvent_t = hipEventState*;
-enum hipError_t { hipSuccess = 0, hipErrorOutOfMemory = 2, hipErrorNoDevice = 100, hipErrorNotReady = 600, hipErrorLaunch = 719 };
+enum hipError_t {
+    hipSuccess = 0,
+    hipErrorOutOfMemory = 2,
+    hipErrorNoDevice = 100,
+    hipErrorNotReady = 600,
+    hipErrorLaunch = 719
+};
 enum hipMemcpyKind { hipMemcpyDefault = 4 };
 enum hipMemoryAdvise { hipMemAdviseSetPreferredLocation = 3, hipMemAdviseSetAccessedBy = 5 };
 struct hipDeviceProp_t {
     char name[256];
     char gcnArchName[256];
 };
-constexpr unsigned hipMemAttachGlobal = 1, hipHostMallocDefault = 0, hipEventDisableTiming = 2, hipStreamNonBlocking = 1;
+constexpr unsigned hipMemAttachGlobal = 1, hipHostMallocDefault = 0, hipEventDisableTiming = 2,
+                   hipStreamNonBlocking = 1;
 constexpr int hipCpuDeviceId = -1;
 
 const char* hipGetErrorString(hipError_t error);

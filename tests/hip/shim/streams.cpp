@@ -72,7 +72,8 @@ const char* hipGetErrorString(hipError_t error) {
         case hipErrorNotReady:
             return "not ready";
         case hipErrorLaunch:
-            return "not all threads reached a barrier or an exchange, LDS exceeds 64 KiB, or a 16-byte access is misaligned";
+            return "not all threads reached a barrier or an exchange, LDS exceeds 64 KiB, or a 16-byte access is "
+                   "misaligned";
     }
     return "unknown";
 }
