@@ -143,15 +143,19 @@ def kernels_of(assembly: Path) -> list[Kernel]:
         kernel.mfma = len(re.findall(r"\bv_mfma_", body))
         kernel.wide_loads = len(re.findall(r"\bglobal_load_dwordx4\b", body))
         kernel.flat = len(re.findall(r"\bflat_(?:load|store)", body))
-        if kernel.kernel.startswith("matmul_kernel"):
-            kernel.alone = loop_share(body)
+        loop = inner_loop(body) if kernel.kernel.startswith("matmul_kernel") else None
+        if loop is not None:
+            kernel.alone = loop_share(loop)
             kernel.mfma_share = min(1.0, kernel.occupancy * kernel.alone)
         found.append(kernel)
     return found
 
 
-def inner_loop(body: str) -> str:
-    """The block that multiplies and jumps back to itself by whole tiles: it has the most matrix instructions."""
+def inner_loop(body: str) -> str | None:
+    """The block that multiplies and jumps back to itself, over whole tiles: it has the most matrix instructions.
+
+    None where the loop has a branch inside, as that of fp32 has, whose operands may be stored in 16 bits.
+    """
     loops = []
     for block in re.split(r"\n(?=\.LBB\d+_\d+:)", body):
         label = block.split(":", 1)[0].strip()
@@ -162,16 +166,16 @@ def inner_loop(body: str) -> str:
                 text = "\n".join(lines[: number + 1]) + "\n"
                 loops.append((text.count("v_mfma_"), text))
                 break
-    return max(loops)[1]
+    return max(loops)[1] if loops else None
 
 
-def loop_share(body: str, iterations: int = 50) -> float:
+def loop_share(loop: str, iterations: int = 50) -> float:
     """Part of the cycles of one wave's inner loop in which it keeps the matrix unit busy, by llvm-mca."""
     command = [
         tool("llvm-mca-15", "llvm-mca"), "-mtriple=amdgcn-amd-amdhsa", f"-mcpu={ARCHITECTURE}",
         f"-iterations={iterations}",
     ]  # fmt: skip
-    done = subprocess.run(command, input=inner_loop(body), capture_output=True, text=True, check=True)
+    done = subprocess.run(command, input=loop, capture_output=True, text=True, check=True)
     cycles = int(re.search(r"Total Cycles: +(\d+)", done.stdout).group(1))  # type: ignore[union-attr]
     busy = float(re.search(r"Block RThroughput: +([\d.]+)", done.stdout).group(1))  # type: ignore[union-attr]
     return round(busy * iterations / cycles, 3)
