@@ -69,6 +69,29 @@ def test_loss(case: Case, cuts: list[int]) -> None:
     native_tests.test_loss(case, cuts)
 
 
+@pytest.mark.parametrize("width", [5, 2049, 5000, 9001])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_16_bit_gradients_over_fp32_logits(
+    device: _native.Device, random: np.random.Generator, dtype: str, width: int
+) -> None:
+    """As the head stores them: each row begins where its logits begin. Widths of one round of a block and of several."""
+    rows = 9
+    logits = random.normal(0.0, 3.0, (rows, width)).astype(np.float32)
+    targets = random.integers(0, width, rows).astype(np.int32)
+    targets[[0, 5]] = -1
+    exact = logits.astype(np.float64)
+    lse = np.log(np.exp(exact).sum(axis=1))
+    expected = np.exp(exact - lse[:, None])
+    expected[np.arange(rows), targets] -= 1.0
+    expected[targets < 0] = 0.0
+    over = logits.view(np.uint16)[:, :width]
+    scalars = np.array([0.0, 0, 0, 0, 0, 1.0])
+    device.loss_backward(logits, lse.astype(np.float32), targets, scalars, 0, dtype, over)
+    got = np.empty((rows, width), np.float32)
+    device.convert(got, np.ascontiguousarray(over), dtype)
+    np.testing.assert_allclose(got, expected, rtol=5e-3 if dtype == "bf16" else 1e-3, atol=1e-7)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_bad_logit_makes_the_loss_nan(bad: float) -> None:
     native_tests.test_a_bad_logit_makes_the_loss_nan("hip", bad)
