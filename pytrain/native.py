@@ -8,6 +8,8 @@ from pytrain.errors import UserError
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from pytrain._native import Device
+
 
 @cache
 def native() -> "ModuleType":
@@ -28,3 +30,20 @@ def native() -> "ModuleType":
     except _native.Error as error:
         raise UserError(str(error)) from None
     return _native
+
+
+def open_device(kind: str) -> "Device":
+    """The device that `run.device` names: "cpu", or "hip" for the first GPU that this process sees.
+
+    Raises:
+        UserError: there is no GPU, or the native module was built without HIP.
+    """
+    module = native()
+    if kind == "cpu":
+        device: Device = module.CpuDevice()
+        return device
+    try:
+        gpu: Device = module.hip_device(0)
+    except module.Error as error:
+        raise UserError(f'run.device = "hip": {error}') from None
+    return gpu

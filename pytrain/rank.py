@@ -10,14 +10,13 @@ from pytrain.engine import Engine
 from pytrain.errors import UserError
 from pytrain.flops import forward_flops
 from pytrain.grid import Grid, rank_map, read_rank_map, stage_layers, stage_ops
-from pytrain.native import native
+from pytrain.native import open_device
 from pytrain.optimizer import AdamW
 from pytrain.parallel import build_groups
 from pytrain.schedule import Program, check, forward_only_pipeline, lower, programs_of
 from pytrain.stage import Stage, native_policy, native_shape
 
 if TYPE_CHECKING:
-    from pytrain import _native
     from pytrain.collectives import Group
     from pytrain.config import RunConfig
 
@@ -122,7 +121,7 @@ class RankModel:
         world = self._placed(world)
         self.grid = Grid(parallel.dp, parallel.pp, parallel.tp, world.rank)
         world.label = self.grid.label
-        self.device: _native.CpuDevice = native().CpuDevice()
+        self.device = open_device(config.run.device)
         self.groups = build_groups(self.grid, world, native_shape(model), model.tied_head)
         self.plan = Plan(config)
         check(self.plan.training)

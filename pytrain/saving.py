@@ -50,7 +50,7 @@ class Saver:
         config: RunConfig,
         optimizer: AdamW,
         world: Group,
-        device: _native.CpuDevice,
+        device: _native.Device,
         note: Callable[[str], None],
         operations: checkpoint.FileOperations | None = None,
     ) -> None:

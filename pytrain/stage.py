@@ -159,7 +159,7 @@ class Stage:
 
     def __init__(
         self,
-        device: _native.CpuDevice,
+        device: _native.Device,
         model: ModelConfig,
         policy: _native.Policy,
         *,

@@ -51,7 +51,7 @@ class WireFormat:
         elements: of the largest bucket, padding included.
     """
 
-    def __init__(self, device: _native.CpuDevice, stored: str, wire: str, elements: int) -> None:
+    def __init__(self, device: _native.Device, stored: str, wire: str, elements: int) -> None:
         self._device = device
         self.half = next((dtype for dtype in (wire, stored) if dtype != "fp32"), "bf16")
         count = 0 if stored == wire else WIRE_BUFFERS

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HASHED_SUFFIXES = frozenset((".h", ".cpp", ".inl", ".pyx", ".pxd"))
+HASHED_SUFFIXES = frozenset((".h", ".cpp", ".inl", ".pyx", ".pxd", ".hip"))
 """What CMakeLists.txt hashes."""
 
 

@@ -225,7 +225,7 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
             ["parallel.pp=2", 'parallel.schedule="zero-bubble"', 'recompute.policy="full"'],
             'recompute.policy "full" does not go with schedule "zero-bubble"',
         ),
-        (["run.device=hip"], 'run.device must be "cpu", not "hip"'),
+        (["run.device=cuda"], 'run.device must be one of "cpu", "hip", not "cuda"'),
         (["run.deterministic=false"], "run.deterministic must be true, not false"),
         (["run.seed=true"], "run.seed must be a whole number, not true"),
         (['data.document_boundaries="true"'], 'must be true or false, not "true"; write true without quotes'),

@@ -139,7 +139,7 @@ INCLUDES = {
     "core": {"core", "device.h"},
     "device.h": {"core"},
     "cpu": {"core", "cpu", "device.h"},
-    "hip": {"core", "hip", "device.h"},
+    "hip": {"core", "hip", "device.h", "shim"},  # the shim stands in tests/hip, for builds that are for tests alone
     "model": {"core", "model", "device.h"},
     "bindings": {"bindings", "build_information.h", "core", "cpu", "device.h", "hip", "model"},
 }

@@ -4,6 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
+#include <string>
+#include <vector>
+
 #include "core/check.h"
 #include "device.h"
 
@@ -16,8 +20,19 @@ void bind_layout(pybind11::module_&);   // Shape, Policy, Layout
 void bind_stage(pybind11::module_&);    // Stage, arena
 void bind_decode(pybind11::module_&);   // Decoder
 void bind_information(pybind11::module_&);
+void bind_hip_shim(pybind11::module_&);  // tests/hip/shim, in builds for tests alone
 
 using Gil = pybind11::call_guard<pybind11::gil_scoped_release>;
+
+// Waits until the device has done what was queued: before Python sees its memory. The GIL is not needed.
+inline void finish(Device& device) {
+    Event* const event = device.record(device.compute_queue());
+    device.synchronize(event);
+    device.release(event);
+}
+
+// bind_hip.cpp: throws Error in a build without HIP, and where there is no such GPU.
+std::unique_ptr<Device> make_hip_device(int index);
 
 inline DType dtype_from(const std::string& name) {
     for (int i = 0; i < kDTypes; ++i)

@@ -1,4 +1,5 @@
 #include <string>
+#include <string_view>
 
 #include "bindings/bind.h"
 #include "core/buffer.h"
@@ -29,6 +30,7 @@ public:
     std::int64_t elements() const { return elements_; }
     const std::string& kind() const { return kind_; }
     Tensor tensor() const { return tensor_; }
+    bool on_gpu() const { return std::string_view(device_.name()) == "hip"; }
 
 private:
     Device& device_;
@@ -40,7 +42,13 @@ private:
 
 void bind_core(py::module_& module) {
     py::register_exception<Error>(module, "Error", PyExc_ValueError);
-    py::class_<Device>(module, "Device", "What a model asks of a device; see native/device.h.")
+    py::class_<Device>(
+        module, "Device",
+        "What a model asks of a device; see native/device.h. Operations take C-contiguous float32 arrays, "
+        "or uint16 ones that hold\n"
+        "`half` (bf16 or fp16), and write their results into the arrays given; matrices may have strided "
+        "rows where said. Wrong shapes,\n"
+        "types or indices raise Error, which names the argument. They return when they are done.")
         .def_property_readonly("name", &Device::name)
         .def(
             "bytes_in_use",
@@ -56,6 +64,9 @@ void bind_core(py::module_& module) {
                 names.append(name_of(static_cast<MemoryKind>(i)));
             return names;
         });
+    module.def(
+        "hip_device", &make_hip_device, py::arg("index"),
+        "GPU `index` of those that are visible, as a Device; Error where this build has no HIP, or no GPU is there.");
     py::class_<Buffer>(module, "Buffer", "A typed flat range of device memory, zeroed, counted by kind.")
         .def(py::init<Device&, std::int64_t, const std::string&, const std::string&>(), py::arg("device"),
              py::arg("elements"), py::arg("dtype"), py::arg("kind"), py::keep_alive<1, 2>())
@@ -70,7 +81,21 @@ void bind_core(py::module_& module) {
                 const Buffer& buffer = self.cast<const Buffer&>();
                 return view(buffer.tensor(), {static_cast<py::ssize_t>(buffer.elements())}, self);
             },
-            "(elements,) float32, or uint16 holding bf16 or fp16 bits; shares the buffer's memory");
+            "(elements,) float32, or uint16 holding bf16 or fp16 bits; shares the buffer's memory")
+        .def_property_readonly(
+            "__cuda_array_interface__",
+            [](const Buffer& buffer) {
+                if (!buffer.on_gpu()) throw py::attribute_error("this buffer is not on a GPU");
+                py::dict interface;
+                interface["shape"] = py::make_tuple(buffer.elements());
+                interface["typestr"] = buffer.tensor().dtype == DType::fp32 ? "<f4" : "<u2";
+                interface["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(buffer.tensor().data), false);
+                interface["strides"] = py::none();
+                interface["stream"] = py::none();  // operations called from Python are done when they return
+                interface["version"] = 3;
+                return interface;
+            },
+            "For a GPU-aware MPI (mpi4py takes it), version 3; AttributeError on the CPU.");
 }
 
 }  // namespace pytrain

@@ -47,7 +47,7 @@ double peak_flops(CpuDevice& device, std::int64_t repeats, const std::string& dt
 
 // --- plain data -----------------------------------------------------------------------------------
 
-void copy(CpuDevice& device, const Array& destination, const Array& source) {
+void copy(Device& device, const Array& destination, const Array& source) {
     check(destination.nbytes() == source.nbytes(), "destination: holds ", destination.nbytes(), " bytes, but source ",
           source.nbytes());
     check((destination.flags() & source.flags() & Array::c_style) && destination.writeable(),
@@ -57,45 +57,50 @@ void copy(CpuDevice& device, const Array& destination, const Array& source) {
     const auto bytes = static_cast<std::size_t>(source.nbytes());
     const Release release;
     device.copy(to, from, bytes, nullptr);
+    finish(device);
 }
 
-void convert(CpuDevice& device, const Array& destination, const Array& source, const std::string& half) {
+void convert(Device& device, const Array& destination, const Array& source, const std::string& half) {
     const Arguments arguments(half);
     const Tensor from = arguments.flat("source", source);
     const Tensor to = arguments.flat("destination", destination, shape_of(source), true);
     const std::int64_t n = source.size();
     const Release release;
     device.convert(to, from, n, nullptr);
+    finish(device);
 }
 
-void add(CpuDevice& device, const Array& destination, const Array& source, const std::string& half) {
+void add(Device& device, const Array& destination, const Array& source, const std::string& half) {
     const Arguments arguments(half);
     const Tensor from = arguments.flat("source", source);
     const Tensor to = arguments.flat("destination", destination, shape_of(source), true);
     const std::int64_t n = source.size();
     const Release release;
     device.add(to, from, n, nullptr);
+    finish(device);
 }
 
-void fill(CpuDevice& device, const Array& destination, float value, const std::string& half) {
+void fill(Device& device, const Array& destination, float value, const std::string& half) {
     const Tensor to = Arguments(half).flat("destination", destination, true);
     const std::int64_t n = destination.size();
     const Release release;
     device.fill(to, n, value, nullptr);
+    finish(device);
 }
 
-void fill_normal(CpuDevice& device, const Array& destination, std::uint64_t seed, std::uint64_t key, std::int64_t first,
+void fill_normal(Device& device, const Array& destination, std::uint64_t seed, std::uint64_t key, std::int64_t first,
                  float deviation, const std::string& half) {
     const Tensor to = Arguments(half).flat("destination", destination, true);
     const std::int64_t n = destination.size();
     check(first >= 0, "first: must not be negative, not ", first);
     const Release release;
     device.fill_normal(to, n, seed, key, first, deviation, nullptr);
+    finish(device);
 }
 
 // --- products -------------------------------------------------------------------------------------
 
-void matmul(CpuDevice& device, const Array& c, const Array& a, const Array& b, bool transpose_a, bool transpose_b,
+void matmul(Device& device, const Array& c, const Array& a, const Array& b, bool transpose_a, bool transpose_b,
             bool accumulate, const Object& bias, const Object& residual, const Object& activated,
             const std::string& half) {
     const Arguments arguments(half);
@@ -131,6 +136,7 @@ void matmul(CpuDevice& device, const Array& c, const Array& a, const Array& b, b
     }
     const Release release;
     device.matmul(product, nullptr);
+    finish(device);
 }
 
 void pack(CpuDevice& device, const Array& panel, const Array& source, bool along, const std::string& half, bool pairs) {
@@ -150,13 +156,14 @@ void pack(CpuDevice& device, const Array& panel, const Array& source, bool along
     kernels[static_cast<int>(from.dtype)](to, from.data, ld, k, width, panel_width);
 }
 
-void bias_backward(CpuDevice& device, const Array& dbias, const Array& dy, const std::string& half) {
+void bias_backward(Device& device, const Array& dbias, const Array& dy, const std::string& half) {
     const Arguments arguments(half);
     const Tensor gradient = arguments.rows("dy", dy, 2);
     const std::int64_t m = dy.shape(0), n = dy.shape(1), ldy = stride_of(dy, 0);
     const Tensor sum = arguments.flat("dbias", dbias, {n}, true);
     const Release release;
     device.bias_backward(sum, gradient, m, n, ldy, nullptr);
+    finish(device);
 }
 
 // --- embedding ------------------------------------------------------------------------------------
@@ -179,7 +186,7 @@ Sizes table_shape(const Object& table, std::int64_t hidden) {
     return table.is_none() ? Sizes{} : Sizes{py::cast<Array>(table).shape(0), hidden};
 }
 
-void embed_forward(CpuDevice& device, const Array& out, const Array& table, const Object& position_table,
+void embed_forward(Device& device, const Array& out, const Array& table, const Object& position_table,
                    const Array& tokens, const Array& positions, std::int64_t vocabulary_begin,
                    const std::string& half) {
     const Arguments arguments(half);
@@ -190,9 +197,10 @@ void embed_forward(CpuDevice& device, const Array& out, const Array& table, cons
         arguments.optional("position_table", position_table, table_shape(position_table, embed.hidden));
     const Release release;
     device.embed_forward(embed, y, tokens_table, positions_table, nullptr);
+    finish(device);
 }
 
-void embed_backward(CpuDevice& device, const Object& dtable, const Object& dposition_table, const Array& dout,
+void embed_backward(Device& device, const Object& dtable, const Object& dposition_table, const Array& dout,
                     const Array& tokens, const Array& positions, std::int64_t vocabulary_begin,
                     const std::string& half) {
     const Arguments arguments(half);
@@ -203,12 +211,12 @@ void embed_backward(CpuDevice& device, const Object& dtable, const Object& dposi
         arguments.optional("dposition_table", dposition_table, table_shape(dposition_table, embed.hidden), true);
     const Release release;
     device.embed_backward(embed, dtokens, dpositions, dy, nullptr);
+    finish(device);
 }
 
 // --- rows -----------------------------------------------------------------------------------------
 
-void residual_add(CpuDevice& device, const Array& x, const Array& partial, const Object& bias,
-                  const std::string& half) {
+void residual_add(Device& device, const Array& x, const Array& partial, const Object& bias, const std::string& half) {
     const Arguments arguments(half);
     check(x.ndim() == 2, "x: must be (rows, width), not ", text_of(shape_of(x)));
     const Tensor residual = arguments.flat("x", x, true);
@@ -217,6 +225,7 @@ void residual_add(CpuDevice& device, const Array& x, const Array& partial, const
     const std::int64_t rows = x.shape(0), width = x.shape(1);
     const Release release;
     device.residual_add(residual, sum, row, rows, width, nullptr);
+    finish(device);
 }
 
 // A LayerNorm where there is a mean, else an RMSNorm.
@@ -233,16 +242,17 @@ Norm norm_of(const Arguments& arguments, const Array& x, const Array& weight, co
     return norm;
 }
 
-void norm_forward(CpuDevice& device, const Array& y, const Object& mean, const Array& rstd, const Array& x,
+void norm_forward(Device& device, const Array& y, const Object& mean, const Array& rstd, const Array& x,
                   const Array& weight, const Object& bias, float eps, const std::string& half) {
     const Arguments arguments(half);
     const Norm norm = norm_of(arguments, x, weight, bias, mean, rstd, eps, true);
     const Tensor out = arguments.flat("y", y, shape_of(x), true);
     const Release release;
     device.norm_forward(norm, out, nullptr);
+    finish(device);
 }
 
-void norm_backward(CpuDevice& device, const Array& dx, const Array& dweight, const Object& dbias, const Array& dy,
+void norm_backward(Device& device, const Array& dx, const Array& dweight, const Object& dbias, const Array& dy,
                    const Object& mean, const Array& rstd, const Array& x, const Array& weight,
                    const std::string& half) {
     const Arguments arguments(half);
@@ -253,35 +263,39 @@ void norm_backward(CpuDevice& device, const Array& dx, const Array& dweight, con
     const Tensor dout = arguments.flat("dy", dy, shape_of(x));
     const Release release;
     device.norm_backward(norm, dinput, dscale, dshift, dout, nullptr);
+    finish(device);
 }
 
-void gelu_forward(CpuDevice& device, const Array& y, const Array& x, const std::string& half) {
+void gelu_forward(Device& device, const Array& y, const Array& x, const std::string& half) {
     const Arguments arguments(half);
     const Tensor in = arguments.flat("x", x), out = arguments.flat("y", y, shape_of(x), true);
     const std::int64_t n = x.size();
     const Release release;
     device.gelu_forward(out, in, n, nullptr);
+    finish(device);
 }
 
-void gelu_backward(CpuDevice& device, const Array& dx, const Array& dy, const Array& x, const std::string& half) {
+void gelu_backward(Device& device, const Array& dx, const Array& dy, const Array& x, const std::string& half) {
     const Arguments arguments(half);
     const Tensor in = arguments.flat("x", x), dout = arguments.flat("dy", dy, shape_of(x)),
                  din = arguments.flat("dx", dx, shape_of(x), true);
     const std::int64_t n = x.size();
     const Release release;
     device.gelu_backward(din, dout, in, n, nullptr);
+    finish(device);
 }
 
-void swiglu_forward(CpuDevice& device, const Array& y, const Array& gate_up, const std::string& half) {
+void swiglu_forward(Device& device, const Array& y, const Array& gate_up, const std::string& half) {
     const Arguments arguments(half);
     check(y.ndim() == 2, "y: must be (rows, width), not ", text_of(shape_of(y)));
     const std::int64_t rows = y.shape(0), width = y.shape(1);
     const Tensor out = arguments.flat("y", y, true), in = arguments.flat("gate_up", gate_up, {rows, 2 * width});
     const Release release;
     device.swiglu_forward(out, in, rows, width, nullptr);
+    finish(device);
 }
 
-void swiglu_backward(CpuDevice& device, const Array& dgate_up, const Array& dy, const Array& gate_up,
+void swiglu_backward(Device& device, const Array& dgate_up, const Array& dy, const Array& gate_up,
                      const std::string& half) {
     const Arguments arguments(half);
     check(dy.ndim() == 2, "dy: must be (rows, width), not ", text_of(shape_of(dy)));
@@ -290,9 +304,10 @@ void swiglu_backward(CpuDevice& device, const Array& dgate_up, const Array& dy, 
     const Tensor din = arguments.flat("dgate_up", dgate_up, {rows, 2 * width}, true);
     const Release release;
     device.swiglu_backward(din, dout, in, rows, width, nullptr);
+    finish(device);
 }
 
-void rope(CpuDevice& device, const Array& x, std::int64_t heads, std::int64_t head_size, const Array& positions,
+void rope(Device& device, const Array& x, std::int64_t heads, std::int64_t head_size, const Array& positions,
           const Array& table, bool inverse, const std::string& half) {
     const Tensor rotated = Arguments(half).rows("x", x, 2, true);
     const std::int64_t rows = x.shape(0), stride = stride_of(x, 0);
@@ -305,32 +320,21 @@ void rope(CpuDevice& device, const Array& x, std::int64_t heads, std::int64_t he
     check_indices("positions", indices, rows, table.shape(0));
     const Release release;
     device.rope(rotated, rows, stride, heads, head_size, indices, angles, inverse, nullptr);
+    finish(device);
 }
 
 }  // namespace
 
-void bind_device_model(py::class_<CpuDevice, Device>& device);  // attention, head and optimizer: bind_device_model.cpp
+void bind_device_model(py::class_<Device>& device);  // attention, head and optimizer: bind_device_model.cpp
 
-void bind_device(py::module_& module) {
+namespace {
+// What every device does, on arrays: methods of Device itself.
+void bind_operations(py::module_& module) {
     const py::arg_v half = py::arg("half") = "bf16";
-    py::class_<CpuDevice, Device> device(module, "CpuDevice",
-                                         "The CPU as a device. Operations take C-contiguous float32 arrays, or uint16 "
-                                         "ones that hold `half` (bf16 or fp16), and\n"
-                                         "write their results into the arrays given; matrices may have strided rows "
-                                         "where said. Wrong shapes, types or indices\n"
-                                         "raise Error, which names the argument.");
+    py::class_<Device> device(module.attr("Device"));
     device
-        .def(py::init(&make_device), py::arg("isa") = py::none(), py::arg("threads") = py::none(),
-             "isa: instruction set (default: PYTRAIN_ISA, or the best of this CPU); threads: OMP_NUM_THREADS or the "
-             "cores of\n"
-             "the affinity mask, unless given.")
-        .def_property_readonly("isa", [](const CpuDevice& self) { return self.kernels().name; })
-        .def_property_readonly("threads", &CpuDevice::threads)
-        .def("reserve", &CpuDevice::reserve, py::arg("rows"), py::arg("width"), py::arg("head_size"), Gil(),
+        .def("reserve", &Device::reserve, py::arg("rows"), py::arg("width"), py::arg("head_size"), Gil(),
              "Makes room for operations on rows of `width` elements and heads of `head_size`; needed before them.")
-        .def("peak_flops", &peak_flops, py::arg("repeats"), py::arg("dtype") = "fp32",
-             "Runs `repeats` rounds of independent multiply-adds on every thread, those that products of this type are "
-             "made of; returns the FLOPs done.")
         .def("copy", &copy, py::arg("destination"), py::arg("source"), "Copies bytes, with all threads.")
         .def("convert", &convert, py::arg("destination"), py::arg("source"), half,
              "destination = source, rounded to its type.")
@@ -344,9 +348,6 @@ void bind_device(py::module_& module) {
              py::arg("residual") = py::none(), py::arg("activated") = py::none(), half,
              "c (m,n) = op(a) op(b) [+ c] [+ bias (n)] [+ residual (m,n)]; activated (m,n) = gelu(c). Rows may be "
              "strided.")
-        .def("pack", &pack, py::arg("panel"), py::arg("source"), py::arg("along"), half, py::arg("pairs") = false,
-             "The packing kernel, for tests: panel (k, panel width) float32 of source (width, k) if along, else (k, "
-             "width); with pairs, panel ((k+1)/2, panel width) of words that each hold two bf16.")
         .def("bias_backward", &bias_backward, py::arg("dbias"), py::arg("dy"), half,
              "dbias (n) += column sums of dy (m,n), rows strided.")
         .def("embed_forward", &embed_forward, py::arg("out"), py::arg("table"), py::arg("position_table"),
@@ -373,6 +374,26 @@ void bind_device(py::module_& module) {
              "Rotates the first heads*head_size elements of x's rows in place; table (context, head_size/2, 2) of cos, "
              "sin.");
     bind_device_model(device);
+}
+}  // namespace
+
+void bind_device(py::module_& module) {
+    bind_operations(module);
+    const py::arg_v half = py::arg("half") = "bf16";
+    py::class_<CpuDevice, Device> device(module, "CpuDevice", "The CPU as a device.");
+    device
+        .def(py::init(&make_device), py::arg("isa") = py::none(), py::arg("threads") = py::none(),
+             "isa: instruction set (default: PYTRAIN_ISA, or the best of this CPU); threads: OMP_NUM_THREADS or the "
+             "cores of\n"
+             "the affinity mask, unless given.")
+        .def_property_readonly("isa", [](const CpuDevice& self) { return self.kernels().name; })
+        .def_property_readonly("threads", &CpuDevice::threads)
+        .def("peak_flops", &peak_flops, py::arg("repeats"), py::arg("dtype") = "fp32",
+             "Runs `repeats` rounds of independent multiply-adds on every thread, those that products of this type are "
+             "made of; returns the FLOPs done.")
+        .def("pack", &pack, py::arg("panel"), py::arg("source"), py::arg("along"), half, py::arg("pairs") = false,
+             "The packing kernel, for tests: panel (k, panel width) float32 of source (width, k) if along, else (k, "
+             "width); with pairs, panel ((k+1)/2, panel width) of words that each hold two bf16.");
 }
 
 }  // namespace pytrain

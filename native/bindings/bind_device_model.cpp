@@ -1,12 +1,9 @@
-// The operations of CpuDevice that only a model needs: attention, head, loss and optimizer. See bind_device.cpp.
+// The operations of a Device that only a model needs: attention, head, loss and optimizer. See bind_device.cpp.
 #include "bindings/arrays.h"
-#include "cpu/cpu_device.h"
 
 namespace py = pybind11;
 
 namespace pytrain {
-
-using cpu::CpuDevice;
 
 namespace {
 
@@ -56,7 +53,7 @@ Sizes out_shape(const Attention& attention) {
     return {attention.batch, attention.query_rows, attention.heads * attention.head_size};
 }
 
-void attention_forward(CpuDevice& device, const Array& out, const Object& lse, const Array& q, const Array& k,
+void attention_forward(Device& device, const Array& out, const Object& lse, const Array& q, const Array& k,
                        const Array& v, std::int64_t heads, std::int64_t kv_heads, std::int64_t query_offset,
                        const Object& document_starts, const std::string& half) {
     const Arguments arguments(half);
@@ -65,6 +62,7 @@ void attention_forward(CpuDevice& device, const Array& out, const Object& lse, c
     attention.lse = plain_optional<float>("lse", lse, statistics_shape(attention), true);
     const Release release;
     device.attention_forward(attention, nullptr);
+    finish(device);
 }
 
 void check_strides(const char* name, const Array& gradient, const char* like_name, const Array& like) {
@@ -73,7 +71,7 @@ void check_strides(const char* name, const Array& gradient, const char* like_nam
           ": must have the strides of ", like_name);
 }
 
-void attention_backward(CpuDevice& device, const Array& dq, const Array& dk, const Array& dv, const Array& delta,
+void attention_backward(Device& device, const Array& dq, const Array& dk, const Array& dv, const Array& delta,
                         const Array& dout, const Array& out, const Array& lse, const Array& q, const Array& k,
                         const Array& v, std::int64_t heads, std::int64_t kv_heads, std::int64_t query_offset,
                         const Object& document_starts, const std::string& half) {
@@ -90,6 +88,7 @@ void attention_backward(CpuDevice& device, const Array& dq, const Array& dk, con
     float* const scratch = plain<float>("delta", delta, statistics_shape(attention), true);
     const Release release;
     device.attention_backward(attention, dqueries, dkeys, dvalues, gradient, scratch, nullptr);
+    finish(device);
 }
 
 // --- head and loss --------------------------------------------------------------------------------
@@ -100,7 +99,7 @@ StepScalars* scalars_of(const Array& scalars, bool write) {
     return reinterpret_cast<StepScalars*>(plain<double>("scalars", scalars, {kScalars}, write));
 }
 
-void head_statistics(CpuDevice& device, const Array& statistics, const Array& logits, const Array& targets,
+void head_statistics(Device& device, const Array& statistics, const Array& logits, const Array& targets,
                      std::int64_t vocabulary_begin, const std::string& half) {
     check(logits.ndim() == 2, "logits: must be (rows, width), not ", text_of(shape_of(logits)));
     const std::int64_t rows = logits.shape(0), width = logits.shape(1);
@@ -109,9 +108,10 @@ void head_statistics(CpuDevice& device, const Array& statistics, const Array& lo
     const std::int32_t* const wanted = plain<std::int32_t>("targets", targets, {rows});
     const Release release;
     device.head_statistics(out, slice, wanted, rows, width, vocabulary_begin, nullptr);
+    finish(device);
 }
 
-void loss_forward(CpuDevice& device, const Array& scalars, const Array& lse, const Array& statistics,
+void loss_forward(Device& device, const Array& scalars, const Array& lse, const Array& statistics,
                   const Array& targets) {
     check(statistics.ndim() == 3, "statistics: must be (slices, rows, 3), not ", text_of(shape_of(statistics)));
     const std::int64_t slices = statistics.shape(0), rows = statistics.shape(1);
@@ -121,9 +121,10 @@ void loss_forward(CpuDevice& device, const Array& scalars, const Array& lse, con
     StepScalars* const sums = scalars_of(scalars, true);
     const Release release;
     device.loss_forward(sums, out, in, slices, wanted, rows, nullptr);
+    finish(device);
 }
 
-void loss_backward(CpuDevice& device, const Array& logits, const Array& lse, const Array& targets, const Array& scalars,
+void loss_backward(Device& device, const Array& logits, const Array& lse, const Array& targets, const Array& scalars,
                    std::int64_t vocabulary_begin, const std::string& half, const Object& dlogits) {
     check(logits.ndim() == 2, "logits: must be (rows, width), not ", text_of(shape_of(logits)));
     const std::int64_t rows = logits.shape(0), width = logits.shape(1);
@@ -141,33 +142,37 @@ void loss_backward(CpuDevice& device, const Array& logits, const Array& lse, con
     const StepScalars* const scale = scalars_of(scalars, false);
     const Release release;
     device.loss_backward(gradient, stride, slice, sums, wanted, scale, rows, width, vocabulary_begin, nullptr);
+    finish(device);
 }
 
 // --- optimizer ------------------------------------------------------------------------------------
 
-void sum_squares(CpuDevice& device, const Array& sum, const Array& x, const std::string& half) {
+void sum_squares(Device& device, const Array& sum, const Array& x, const std::string& half) {
     double* const total = plain<double>("sum", sum, {1}, true);
     const Tensor in = Arguments(half).flat("x", x);
     const std::int64_t n = x.size();
     const Release release;
     device.sum_squares(total, in, n, nullptr);
+    finish(device);
 }
 
 // One call for all tensors of a stage: what a call costs in Python is what a small model's step is made of.
-void sum_squares_each(CpuDevice& device, const Array& sum, const std::vector<Array>& arrays, const std::string& half) {
+void sum_squares_each(Device& device, const Array& sum, const std::vector<Array>& arrays, const std::string& half) {
     double* const total = plain<double>("sum", sum, {1}, true);
     const Arguments arguments(half);
     std::vector<std::pair<Tensor, std::int64_t>> each;
     for (const Array& array : arrays) each.emplace_back(arguments.flat("arrays", array), array.size());
     const Release release;
     for (const auto& [x, n] : each) device.sum_squares(total, x, n, nullptr);
+    finish(device);
 }
 
-void finish_norm(CpuDevice& device, const Array& scalars, const Array& sum, double limit, double loss_scale) {
+void finish_norm(Device& device, const Array& scalars, const Array& sum, double limit, double loss_scale) {
     const double* const total = plain<double>("sum", sum, {1});
     StepScalars* const out = scalars_of(scalars, true);
     const Release release;
     device.finish_norm(out, total, limit, loss_scale, nullptr);
+    finish(device);
 }
 
 // What AdamW changes and reads of one tensor; all of one shape.
@@ -188,7 +193,7 @@ Updated updated(const Arguments& arguments, const Array& weights, const Array& m
     return tensors;
 }
 
-void adamw(CpuDevice& device, const Array& weights, const Array& master, const Array& m, const Array& v,
+void adamw(Device& device, const Array& weights, const Array& master, const Array& m, const Array& v,
            const Array& gradient, const Array& scalars, double beta1, double beta2, float eps, float step_size,
            float correction2, float decay, const std::string& half) {
     const Updated one = updated(Arguments(half), weights, master, m, v, gradient);
@@ -196,11 +201,12 @@ void adamw(CpuDevice& device, const Array& weights, const Array& master, const A
     const AdamW step{beta1, beta2, eps, step_size, correction2, decay};
     const Release release;
     device.adamw(step, one.weights, one.master, one.m, one.v, one.gradient, one.n, factors, nullptr);
+    finish(device);
 }
 
 using Run = std::tuple<Array, Array, Array, Array, Array, bool>;  // weights, master, m, v, gradient; whether it decays
 
-void adamw_each(CpuDevice& device, const std::vector<Run>& runs, const Array& scalars, double beta1, double beta2,
+void adamw_each(Device& device, const std::vector<Run>& runs, const Array& scalars, double beta1, double beta2,
                 float eps, float step_size, float correction2, float decay, const std::string& half) {
     const Arguments arguments(half);
     const StepScalars* const factors = scalars_of(scalars, false);
@@ -211,11 +217,12 @@ void adamw_each(CpuDevice& device, const std::vector<Run>& runs, const Array& sc
     const Release release;
     for (const auto& [one, step] : each)
         device.adamw(step, one.weights, one.master, one.m, one.v, one.gradient, one.n, factors, nullptr);
+    finish(device);
 }
 
 }  // namespace
 
-void bind_device_model(py::class_<CpuDevice, Device>& device) {
+void bind_device_model(py::class_<Device>& device) {
     const py::arg_v half = py::arg("half") = "bf16";
     device
         .def("attention_forward", &attention_forward, py::arg("out"), py::arg("lse"), py::arg("q"), py::arg("k"),

@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "bindings/bind.h"
 #include "model/stage.h"
 
@@ -43,6 +45,22 @@ py::list arena_table(const Arena& arena) {
         rows.append(row);
     }
     return rows;
+}
+
+// A method of Stage without the GIL, which returns when the device is done.
+template <class Result, class... Arguments>
+auto finished(Result (Stage::*method)(Arguments...)) {
+    return [method](Stage& stage, Arguments... arguments) -> Result {
+        const py::gil_scoped_release release;
+        if constexpr (std::is_void_v<Result>) {
+            (stage.*method)(arguments...);
+            finish(stage.device());
+        } else {
+            const Result result = (stage.*method)(arguments...);
+            finish(stage.device());
+            return result;
+        }
+    };
 }
 
 // (rows of the residual stream that are here, hidden)
@@ -123,14 +141,15 @@ void bind_stage(py::module_& module) {
                 const Pass kind = pass_from(pass);
                 py::gil_scoped_release release;
                 stage.forward(slot, begin, end, kind);
+                finish(stage.device());
             },
             py::arg("slot"), py::arg("begin"), py::arg("end"), py::arg("pass_") = "train")
-        .def("finish_forward", &Stage::finish_forward, py::arg("slot"), Gil())
-        .def("finish_segment", &Stage::finish_segment, py::arg("slot"), py::arg("op"), Gil())
-        .def("backward", &Stage::backward, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
-        .def("backward_input", &Stage::backward_input, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
-        .def("backward_weight", &Stage::backward_weight, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
-        .def("recompute", &Stage::recompute, py::arg("slot"), py::arg("begin"), py::arg("end"), Gil())
+        .def("finish_forward", finished(&Stage::finish_forward), py::arg("slot"))
+        .def("finish_segment", finished(&Stage::finish_segment), py::arg("slot"), py::arg("op"))
+        .def("backward", finished(&Stage::backward), py::arg("slot"), py::arg("begin"), py::arg("end"))
+        .def("backward_input", finished(&Stage::backward_input), py::arg("slot"), py::arg("begin"), py::arg("end"))
+        .def("backward_weight", finished(&Stage::backward_weight), py::arg("slot"), py::arg("begin"), py::arg("end"))
+        .def("recompute", finished(&Stage::recompute), py::arg("slot"), py::arg("begin"), py::arg("end"))
         .def(
             "tokens",
             [](const py::object& self, std::int64_t slot) {
@@ -196,7 +215,7 @@ void bind_stage(py::module_& module) {
                 return rows_view(self, stage.at(stage.arena().gathered, 0, stage.policy().activations));
             },
             "sequence parallelism: a norm's output, of which this rank wrote its rows")
-        .def("rebuild_gathered", &Stage::rebuild_gathered, py::arg("slot"), py::arg("op"), Gil(),
+        .def("rebuild_gathered", finished(&Stage::rebuild_gathered), py::arg("slot"), py::arg("op"),
              "write this rank's rows of what op multiplies with; False: `gathered` has all of them")
         .def(
             "dresidual_rows",
@@ -206,6 +225,7 @@ void bind_stage(py::module_& module) {
                 {
                     const py::gil_scoped_release release;
                     rows = stage.dresidual_rows(slot, op, late);
+                    finish(stage.device());
                 }
                 return rows_view(self, rows);
             },

@@ -10,4 +10,7 @@ PYBIND11_MODULE(_native, module, pybind11::mod_gil_not_used()) {
     pytrain::bind_stage(module);
     pytrain::bind_decode(module);
     pytrain::bind_information(module);
+#ifdef PYTRAIN_HIP_SHIM
+    pytrain::bind_hip_shim(module);
+#endif
 }

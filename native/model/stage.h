@@ -38,6 +38,7 @@ public:
     Stage(const Stage&) = delete;
     Stage& operator=(const Stage&) = delete;
 
+    Device& device() { return device_; }
     const Shape& shape() const { return shape_; }
     const Policy& policy() const { return policy_; }
     const StageConfig& config() const { return config_; }

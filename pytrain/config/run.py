@@ -27,7 +27,11 @@ class RunSection(Section):
     )
     steps: int = Field(gt=0, description="Number of optimizer steps of the whole run.")
     seed: int = Field(default=1234, ge=0, lt=2**63, description="Seed of the initial weights and of the data order.")
-    device: Literal["cpu"] = Field(default="cpu", description="Where to compute.")
+    device: Literal["cpu", "hip"] = Field(
+        default="cpu",
+        description="Where to compute: cpu, or hip for the first AMD GPU that each rank sees "
+        "(in a build with PYTRAIN_HIP=ON).",
+    )
     deterministic: Literal[True] = Field(
         default=True,
         description="The same run twice gives the same bits. There is no other mode; the key records it.",

@@ -45,7 +45,7 @@ def run_config(case: dict[str, Any], grid: bool) -> RunConfig:
     model = spine.model_config(SHAPES[case["shape"]]).model_dump(exclude_none=True)
     return build(
         {
-            "run": {"folder": "unused", "steps": 20},
+            "run": {"folder": "unused", "steps": 20, "device": case.get("device", "cpu") if grid else "cpu"},
             "model": model,
             "tokenizer": {"path": "unused"},
             "data": {"train": ["unused"], "sequence_length": LENGTH},

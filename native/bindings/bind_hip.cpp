@@ -1,0 +1,18 @@
+// The HIP device, in builds that have it.
+#include "bindings/bind.h"
+
+#ifdef PYTRAIN_HIP
+#include "hip/hip_device.h"
+#endif
+
+namespace pytrain {
+
+std::unique_ptr<Device> make_hip_device(int index) {
+#ifdef PYTRAIN_HIP
+    return std::make_unique<hip::HipDevice>(index);
+#else
+    throw Error(message("GPU ", index, " cannot be used: this build has no HIP (see native/hip/README.md)"));
+#endif
+}
+
+}  // namespace pytrain

@@ -1,0 +1,238 @@
+// The one place that knows who compiles the kernels: hipcc for AMD GPUs, nvcc (kernels without matrix units only), or
+// the host compiler over the shim of tests/hip/shim, which runs them on the CPU. Kernels are written against this page
+// alone.
+//
+// A block has up to 256 threads along x. A wave has kWave lanes that run together; shuffles and matrix products are
+// exchanges between them, and every lane of a wave must reach them, as every thread of a block must reach a barrier.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "device.h"
+#include "hip/runtime.h"
+
+#if defined(PYTRAIN_HIP_SHIM)
+#define PYTRAIN_DEVICE
+#define PYTRAIN_INLINE inline
+#define PYTRAIN_KERNEL __attribute__((visibility("default"))) void
+#define PYTRAIN_SHARED(type, name, count) \
+    type(&name)[count] = *static_cast<type(*)[count]>(pytrain::shim::shared(__FILE__, __LINE__, sizeof(type) * (count)))
+#define PYTRAIN_LAUNCH(kernel, blocks, queue, ...)                                                       \
+    pytrain::shim::launch(reinterpret_cast<const void*>(&kernel), blocks, pytrain::hip::kThreads, queue, \
+                          [=] { kernel(__VA_ARGS__); })
+#define PYTRAIN_UNROLL
+#define PYTRAIN_NO_UNROLL
+#else
+#define PYTRAIN_DEVICE __device__
+#define PYTRAIN_INLINE __device__ __forceinline__
+#define PYTRAIN_KERNEL __global__ void __launch_bounds__(256)
+#define PYTRAIN_SHARED(type, name, count) __shared__ type name[count]
+#define PYTRAIN_LAUNCH(kernel, blocks, queue, ...) kernel<<<blocks, pytrain::hip::kThreads, 0, queue>>>(__VA_ARGS__)
+#define PYTRAIN_UNROLL _Pragma("unroll")
+#define PYTRAIN_NO_UNROLL _Pragma("unroll 1")
+#endif
+
+// Scalars shared with the CPU device are plain inline functions: here they are compiled for the GPU as well.
+#if defined(__HIPCC__)
+namespace std {
+using ::memcpy;  // HIP's, for the GPU, too
+}
+#pragma clang force_cuda_host_device begin
+#include "core/half.h"
+#include "core/philox.h"
+#pragma clang force_cuda_host_device end
+#elif defined(__CUDACC__)
+#include <array>
+#define inline __host__ __device__ inline
+#include "core/half.h"
+#include "core/philox.h"
+#undef inline
+#else
+#include "core/half.h"
+#include "core/philox.h"
+#endif
+
+namespace pytrain::hip {
+
+constexpr int kThreads = 256;  // of every block
+
+#if defined(__CUDACC__)
+constexpr int kWave = 32;
+#else
+constexpr int kWave = 64;
+#endif
+constexpr int kWaves = kThreads / kWave;  // of a block
+
+// --- where a thread stands ----------------------------------------------------------------------------------
+
+PYTRAIN_INLINE int thread_index() { return static_cast<int>(threadIdx.x); }
+PYTRAIN_INLINE int lane_index() { return static_cast<int>(threadIdx.x) % kWave; }
+PYTRAIN_INLINE int wave_index() { return static_cast<int>(threadIdx.x) / kWave; }
+PYTRAIN_INLINE std::int64_t block_index() { return static_cast<std::int64_t>(blockIdx.x); }
+PYTRAIN_INLINE std::int64_t block_row() { return static_cast<std::int64_t>(blockIdx.y); }
+PYTRAIN_INLINE std::int64_t block_count() { return static_cast<std::int64_t>(gridDim.x); }
+
+// --- exchange -------------------------------------------------------------------------------------------------
+
+#if defined(PYTRAIN_HIP_SHIM)
+inline void barrier(int line = __builtin_LINE()) { shim::barrier(line); }
+inline float shuffle_xor(float value, int mask, int line = __builtin_LINE()) {
+    return shim::shuffle_xor(value, mask, line);
+}
+#elif defined(__CUDACC__)
+PYTRAIN_INLINE void barrier() { __syncthreads(); }
+PYTRAIN_INLINE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+#else
+PYTRAIN_INLINE void barrier() { __syncthreads(); }
+PYTRAIN_INLINE float shuffle_xor(float value, int mask) { return __shfl_xor(value, mask); }
+#endif
+
+// --- 16 bytes, and sixteen sums in registers ---------------------------------------------------------------------
+
+#if defined(__CUDACC__)
+struct alignas(16) Chunk {
+    std::uint32_t word[4];
+    PYTRAIN_INLINE std::uint32_t& operator[](int i) { return word[i]; }
+    PYTRAIN_INLINE std::uint32_t operator[](int i) const { return word[i]; }
+};
+#else
+typedef std::uint32_t Chunk __attribute__((vector_size(16)));
+#endif
+
+// keep_order: the compiler moves nothing across, so that loads which were put early stay early.
+// uniform: a value that is the same in all lanes, for the compiler to know.
+// GlobalBytes: an address that is known to lie in global memory, not in LDS.
+// kept_scalar, kept_offset: an address that all threads share stays in scalar registers, and a lane's offset from it 32
+// bits wide, so that a load takes both and needs no addition before it.
+#if defined(__HIPCC__) && defined(__HIP_DEVICE_COMPILE__)
+PYTRAIN_INLINE void keep_order() { __builtin_amdgcn_sched_barrier(0); }
+typedef const __attribute__((address_space(1))) char* GlobalBytes;
+PYTRAIN_INLINE GlobalBytes kept_scalar(GlobalBytes address) {
+    asm volatile("" : "+s"(address));
+    return address;
+}
+PYTRAIN_INLINE int uniform(int value) { return __builtin_amdgcn_readfirstlane(value); }
+PYTRAIN_INLINE std::uint32_t kept_offset(std::uint32_t offset) {
+    asm volatile("" : "+v"(offset));
+    return offset;
+}
+template <class Value>
+PYTRAIN_INLINE Value load_global(GlobalBytes address) {
+    return *(const __attribute__((address_space(1))) Value*)address;
+}
+#else
+typedef const char* GlobalBytes;
+template <class Value>
+PYTRAIN_INLINE Value load_global(GlobalBytes address) {
+    Value value;
+    memcpy(&value, address, sizeof value);
+    return value;
+}
+PYTRAIN_INLINE int uniform(int value) { return value; }
+PYTRAIN_INLINE void keep_order() {}
+PYTRAIN_INLINE GlobalBytes kept_scalar(GlobalBytes address) { return address; }
+PYTRAIN_INLINE std::uint32_t kept_offset(std::uint32_t offset) { return offset; }
+#endif
+
+// Global memory, where the address is a multiple of 16 (the shim makes sure).
+#if defined(PYTRAIN_HIP_SHIM)
+inline Chunk load_16(const void* address) {
+    shim::check_alignment(address);
+    Chunk chunk;
+    std::memcpy(&chunk, address, sizeof chunk);
+    return chunk;
+}
+inline void store_16(void* address, Chunk chunk) {
+    shim::check_alignment(address);
+    std::memcpy(address, &chunk, sizeof chunk);
+}
+#else
+PYTRAIN_INLINE Chunk load_16(const void* address) { return *static_cast<const Chunk*>(address); }
+PYTRAIN_INLINE void store_16(void* address, Chunk chunk) { *static_cast<Chunk*>(address) = chunk; }
+#endif
+
+// --- matrix products of a wave ------------------------------------------------------------------------------------
+// Every lane gives one chunk of the left and one of the right operand and holds 16 of the 32 x 32 sums. With
+// half = lane / 32, a chunk holds 8 (16-bit) or 4 (fp32) neighbouring k of one row: row lane % 32 of the left operand,
+// column lane % 32 of the right one. Which k the chunks stand for is the caller's choice, as long as both agree.
+// Sum g of a lane is row 8 (g / 4) + 4 half + g % 4, column lane % 32.
+
+enum class Format : std::uint8_t { bf16, fp16, fp32 };  // of what the matrix units multiply
+
+#if defined(PYTRAIN_HIP_SHIM)
+typedef float Sums __attribute__((vector_size(64)));
+
+template <Format format>
+inline Sums multiply(Chunk a, Chunk b, Sums sums, int line = __builtin_LINE()) {
+    if constexpr (format == Format::fp32) {
+        for (int step = 0; step < 4; ++step)
+            sums = shim::mfma_32x32x2_fp32(float_of(a[step]), float_of(b[step]), sums, line);
+    } else {
+        for (int step = 0; step < 2; ++step) {
+            std::uint16_t left[4], right[4];
+            for (int i = 0; i < 4; ++i) {
+                left[i] = static_cast<std::uint16_t>(a[2 * step + i / 2] >> (16 * (i % 2)));
+                right[i] = static_cast<std::uint16_t>(b[2 * step + i / 2] >> (16 * (i % 2)));
+            }
+            sums = shim::mfma_32x32x8(left, right, sums, format == Format::bf16, line);
+        }
+    }
+    return sums;
+}
+#elif !defined(__CUDACC__)
+typedef float Sums __attribute__((ext_vector_type(16)));
+typedef short Mfma4Bf16 __attribute__((ext_vector_type(4)));
+typedef _Float16 Mfma4Fp16 __attribute__((ext_vector_type(4)));
+
+template <class To, class From>
+PYTRAIN_INLINE To bit_cast(const From& from) {
+    static_assert(sizeof(To) == sizeof(From), "the same bits");
+    To to;
+    __builtin_memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+template <Format format>
+PYTRAIN_INLINE Sums multiply(Chunk a, Chunk b, Sums sums) {
+    if constexpr (format == Format::fp32) {
+        PYTRAIN_UNROLL
+        for (int step = 0; step < 4; ++step)
+            sums =
+                __builtin_amdgcn_mfma_f32_32x32x2f32(bit_cast<float>(a[step]), bit_cast<float>(b[step]), sums, 0, 0, 0);
+    } else {
+        PYTRAIN_UNROLL
+        for (int step = 0; step < 2; ++step) {
+            const std::uint64_t left = a[2 * step] | static_cast<std::uint64_t>(a[2 * step + 1]) << 32;
+            const std::uint64_t right = b[2 * step] | static_cast<std::uint64_t>(b[2 * step + 1]) << 32;
+            if constexpr (format == Format::bf16)
+                sums = __builtin_amdgcn_mfma_f32_32x32x8bf16_1k(bit_cast<Mfma4Bf16>(left), bit_cast<Mfma4Bf16>(right),
+                                                                sums, 0, 0, 0);
+            else
+                sums = __builtin_amdgcn_mfma_f32_32x32x8f16(bit_cast<Mfma4Fp16>(left), bit_cast<Mfma4Fp16>(right), sums,
+                                                            0, 0, 0);
+        }
+    }
+    return sums;
+}
+#endif
+
+// --- numbers ------------------------------------------------------------------------------------------------------
+
+// fp16 is converted by hardware where there is one; the bits are those of core/half.h.
+PYTRAIN_INLINE float half_to_float(std::uint16_t bits) {
+#if defined(__HIPCC__)
+    return static_cast<float>(bit_cast<_Float16>(bits));
+#else
+    return fp16_to_float(bits);
+#endif
+}
+PYTRAIN_INLINE std::uint16_t float_to_half(float value) {
+#if defined(__HIPCC__)
+    return bit_cast<std::uint16_t>(static_cast<_Float16>(value));
+#else
+    return float_to_fp16(value);
+#endif
+}
+
+}  // namespace pytrain::hip

@@ -1,0 +1,51 @@
+# The HIP device of the native module (included by CMakeLists.txt), in one of three ways:
+#   OFF    none: `device = "hip"` is refused in a sentence
+#   ON     kernels compiled by hipcc for PYTRAIN_HIP_ARCHITECTURES
+#   SHIM   the same kernel files compiled by the host compiler over tests/hip/shim, and the shim's controls as
+#          _native.hip_shim: for tests only, never for a wheel
+set(PYTRAIN_HIP_ARCHITECTURES gfx90a CACHE STRING "GPUs that kernels are compiled for")
+
+file(GLOB hip_sources CONFIGURE_DEPENDS native/hip/*.cpp)
+file(GLOB hip_kernels CONFIGURE_DEPENDS native/hip/kernels/*.hip)
+file(GLOB hip_headers CONFIGURE_DEPENDS native/hip/*.h native/core/*.h native/device.h)
+
+if(PYTRAIN_HIP STREQUAL "SHIM")
+  file(GLOB shim_sources CONFIGURE_DEPENDS tests/hip/shim/*.cpp)
+  target_sources(_native PRIVATE ${hip_sources} ${shim_sources} ${hip_kernels})
+    # Sixteen floats are one value, longjmp crosses stacks on purpose, and registers hold bits of any type. The other sources
+  # are compiled as ever, so that a compiler cache knows them.
+  set_source_files_properties(${hip_sources} ${hip_kernels} ${shim_sources} PROPERTIES
+    COMPILE_DEFINITIONS PYTRAIN_HIP_SHIM INCLUDE_DIRECTORIES ${CMAKE_SOURCE_DIR}/tests/hip)
+  set_source_files_properties(${hip_sources} ${shim_sources} PROPERTIES
+    COMPILE_OPTIONS "-Wno-psabi;-U_FORTIFY_SOURCE;-fno-strict-aliasing")
+  set_source_files_properties(${hip_kernels} PROPERTIES
+    LANGUAGE CXX COMPILE_OPTIONS "-xc++;-O2;-Wno-psabi;-U_FORTIFY_SOURCE;-fno-strict-aliasing")
+  set_source_files_properties(native/bindings/module.cpp native/bindings/bind_hip.cpp PROPERTIES
+    COMPILE_DEFINITIONS "PYTRAIN_HIP;PYTRAIN_HIP_SHIM" INCLUDE_DIRECTORIES ${CMAKE_SOURCE_DIR}/tests/hip
+    COMPILE_OPTIONS -Wno-psabi)
+elseif(PYTRAIN_HIP)
+  find_program(PYTRAIN_HIPCC hipcc REQUIRED)
+  set(hip_objects "")
+  set(offload "")
+  foreach(architecture IN LISTS PYTRAIN_HIP_ARCHITECTURES)
+    list(APPEND offload --offload-arch=${architecture})
+  endforeach()
+  foreach(kernel IN LISTS hip_kernels)
+    get_filename_component(name ${kernel} NAME_WE)
+    set(object ${CMAKE_BINARY_DIR}/hip/${name}.o)
+    file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/hip)
+    # HIP_PLATFORM: with nvcc on the path hipcc would otherwise turn into it.
+    add_custom_command(OUTPUT ${object}
+      COMMAND ${CMAKE_COMMAND} -E env HIP_PLATFORM=amd ${PYTRAIN_HIPCC} ${offload} -O3 -std=c++17 -fPIC -Wall -Wextra
+        -I${CMAKE_SOURCE_DIR}/native -c -x hip ${kernel} -o ${object}
+      DEPENDS ${kernel} ${hip_headers} VERBATIM)
+    list(APPEND hip_objects ${object})
+  endforeach()
+  find_library(PYTRAIN_AMDHIP amdhip64 HINTS ENV ROCM_PATH PATH_SUFFIXES lib REQUIRED)
+  find_path(PYTRAIN_HIP_INCLUDE hip/hip_runtime.h HINTS ENV ROCM_PATH PATH_SUFFIXES include REQUIRED)
+  target_sources(_native PRIVATE ${hip_sources} ${hip_objects})
+  target_include_directories(_native SYSTEM PRIVATE ${PYTRAIN_HIP_INCLUDE})
+  set_source_files_properties(${hip_sources} native/bindings/bind_hip.cpp PROPERTIES
+    COMPILE_DEFINITIONS "PYTRAIN_HIP;__HIP_PLATFORM_AMD__")
+  target_link_libraries(_native PRIVATE ${PYTRAIN_AMDHIP})
+endif()
