@@ -38,7 +38,13 @@ void bind_decode(py::module_& module) {
                 decoder.feed(tokens.data(), tokens.shape(1));
             },
             py::arg("tokens"), "(batch, count) int32")
-        .def("forward", &Decoder::forward, py::arg("begin"), py::arg("end"), Gil())
+        .def(
+            "forward",
+            [](Decoder& decoder, std::int64_t begin, std::int64_t end) {
+                decoder.forward(begin, end);
+                finish(decoder.device());
+            },
+            py::arg("begin"), py::arg("end"), Gil())
         .def(
             "logits",
             [](const py::object& self) {
@@ -47,6 +53,7 @@ void bind_decode(py::module_& module) {
                 {
                     py::gil_scoped_release release;
                     logits = decoder.logits();
+                    finish(decoder.device());
                 }
                 return py::array(py::dtype::of<float>(),
                                  std::vector<py::ssize_t>{decoder.rows(), decoder.vocabulary().size()}, logits, self);

@@ -26,6 +26,7 @@ public:
     Decoder& operator=(const Decoder&) = delete;
 
     Parameters& parameters() { return parameters_; }
+    Device& device() { return device_; }
     const DecoderConfig& config() const { return config_; }
     std::int64_t length() const { return length_; }
     std::int64_t hidden() const { return shape_.hidden; }

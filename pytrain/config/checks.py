@@ -269,6 +269,19 @@ def _full_recompute_now(policy: tuple[str, ...], schedule: str, pp: int) -> str 
     )
 
 
+HIP_LARGEST_HEAD = 208
+"""The widest head that native/hip/kernels compiles attention for."""
+
+
+def _head_fits_hip(device: str, head_size: int) -> str | None:
+    if device != "hip" or head_size <= HIP_LARGEST_HEAD:
+        return None
+    return (
+        f'run.device "hip" has attention for heads of up to {HIP_LARGEST_HEAD} channels, and model.head_size is '
+        f'{head_size}; use more heads, or run.device "cpu"'
+    )
+
+
 RUN_CHECKS = (
     *MODEL_CHECKS,
     Check(("data.sequence_length", "model.context"), _sequence_fits),
@@ -296,4 +309,5 @@ RUN_CHECKS = (
     Check(("parallel.chunks", "parallel.schedule", "parallel.pp"), _chunks_for_interleaving),
     Check(("parallel.stage_layers", "model.layers", "parallel.pp", "parallel.chunks"), _stages_of_layers),
     Check(("recompute.policy", "parallel.schedule", "parallel.pp"), _full_recompute_now),
+    Check(("run.device", "model.head_size"), _head_fits_hip),
 )

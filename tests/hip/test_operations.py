@@ -74,7 +74,7 @@ def test_loss(case: Case, cuts: list[int]) -> None:
 def test_16_bit_gradients_over_fp32_logits(
     device: _native.Device, random: np.random.Generator, dtype: str, width: int
 ) -> None:
-    """As the head stores them: each row begins where its logits begin. Widths of one round of a block and of several."""
+    """As the head stores them: each row begins where its logits begin. A block takes one round or several."""
     rows = 9
     logits = random.normal(0.0, 3.0, (rows, width)).astype(np.float32)
     targets = random.integers(0, width, rows).astype(np.int32)

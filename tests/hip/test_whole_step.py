@@ -97,9 +97,10 @@ def test_several_steps_stay_together(device: _native.Device) -> None:
 
 
 def test_a_run_of_the_trainer(tmp_path: Path) -> None:
-    """`device = "hip"` in the configuration: data, steps, evaluation and checkpoint, as on the CPU."""
+    """`device = "hip"` in the configuration: data, steps, evaluation, samples and checkpoints, as on the CPU."""
     corpora = runs.make_corpora(tmp_path / "corpora")
     losses: dict[str, list[float]] = {}
+    samples: dict[str, list[Any]] = {}
     for device in ("cpu", "hip"):
         config = runs.configuration(
             corpora,
@@ -110,13 +111,19 @@ def test_a_run_of_the_trainer(tmp_path: Path) -> None:
             evaluation__batches=1,
             checkpoint__every=1,
             checkpoint__keep_last=3,
+            sample__every=1,
+            sample__prompts=["abc"],
+            sample__tokens=8,
         )
         assert config.checkpoint.asynchronous
         runs.quiet_train(config)
         lines = runs.timeless_metrics(tmp_path / device)
         losses[device] = [value for line in lines for key, value in line.items() if "loss" in key and value]
+        samples[device] = [line["prompts"] for line in lines if line.get("prompts")]
     assert len(losses["cpu"]) >= 3
     assert losses["hip"] == pytest.approx(losses["cpu"], rel=2e-6)
+    assert len(samples["cpu"]) == 3
+    assert samples["hip"] == samples["cpu"]
 
 
 def test_buffers_are_offered_to_a_gpu_aware_mpi(device: _native.Device) -> None:
