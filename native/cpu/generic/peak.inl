@@ -1,7 +1,7 @@
 // The peak of a core, written once over simd.h. Included inside the instruction set's unnamed namespace.
 // `repeats` rounds of independent fused multiply-adds on registers: what the cores can do at most. Twelve chains hide a
-// latency of up to six cycles at two a cycle, and fit the 16 registers of AVX2. Returns the FLOPs done. The chains begin
-// at what sink (kLanes) holds, which no compiler knows, and it receives their sum: nothing is optimised away.
+// latency of up to six cycles at two a cycle, and fit the 16 registers of AVX2. Returns the FLOPs done. The chains
+// begin at what sink (kLanes) holds, which no compiler knows, and it receives their sum: nothing is optimised away.
 double peak_flops(std::int64_t repeats, float* sink) {
     constexpr int chains = 12;
     V sum[chains];
