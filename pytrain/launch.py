@@ -8,13 +8,18 @@ An exception in one rank prints its traceback with the rank's label and ends the
 
 from __future__ import annotations
 
+import array
 import atexit
+import fcntl
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
+import termios
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +36,9 @@ if TYPE_CHECKING:
     from pytrain.collectives.mpi_group import MpiGroup
     from pytrain.collectives.watchdog import Watchdog
     from pytrain.config import RunConfig
+
+LONGEST_READ = 2.0
+"""Seconds that a launcher has to read what a rank says before its end."""
 
 
 @dataclass(frozen=True)
@@ -260,8 +268,22 @@ class _Ranks:
         sys.stderr.write("".join(f"[{label}] {line}\n" for line in lines))
         sys.stderr.flush()
         sys.stdout.flush()
+        _wait_until_read(sys.stderr.fileno())
         self._communicator.Abort(status)
         os._exit(status)  # called from a thread, MPICH's abort comes back
+
+
+def _wait_until_read(descriptor: int) -> None:
+    """Let a launcher take what was written to its pipe: an abort may make it forget what it has not read yet."""
+    if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        return
+    end = time.monotonic() + LONGEST_READ
+    left = array.array("i", [1])
+    while time.monotonic() < end:
+        fcntl.ioctl(descriptor, termios.FIONREAD, left, True)
+        if left[0] == 0:
+            return
+        time.sleep(0.005)
 
 
 def _warn_of_crowding(group: MpiGroup) -> None:

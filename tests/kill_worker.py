@@ -144,7 +144,7 @@ def run(guide: Guide, settings: config.RunConfig, world: Group) -> None:
     wrap(Checkpoint, "read_into", lambda *_: guide.reach(RESUME))
     wrap(Passes, "forward", lambda _, pass_: guide.reach(EVALUATION if pass_ == "evaluate" else FORWARD))
     wrap(Passes, "backward", lambda *_: guide.reach(BACKWARD))
-    wrap(_native.CpuDevice, "adamw", lambda *_: guide.reach(UPDATE))
+    wrap(_native.CpuDevice, "adamw_each", lambda *_: guide.reach(UPDATE))
     with Trainer(settings, "auto", NoProgress(), world, GuidedOperations(guide)) as trainer:
         guide.reach(START)
         trainer.run()
