@@ -2,7 +2,7 @@
 . "$(dirname "$0")/common.sh" "$@"
 
 activate
-install_extras lint huggingface bench  # what the types of the sources refer to
+install_extras lint huggingface  # what the types of the sources refer to
 failed=0
 check() {
     echo "+ $*"
