@@ -80,7 +80,7 @@ class Wire:  # made for every operation, so that it is kept light
 
     __slots__ = (
         *("transport", "members", "index", "size", "tag", "tools", "counters", "kind", "half", "operation"),
-        "_taken",
+        *("alone", "_taken"),
     )
 
     def __init__(
@@ -105,6 +105,8 @@ class Wire:  # made for every operation, so that it is kept light
         self.kind = kind
         self.half = half
         self.operation = operation
+        self.alone = False
+        """Whether nothing else is under way in this process and the caller waits: steps may then block in MPI."""
         self._taken: list[Block] = []
 
     def subset(self, indices: Sequence[int]) -> Wire:
