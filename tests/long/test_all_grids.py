@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.grid_worker import SHAPES
+from tests.parallel.grid_worker import SHAPES, WIDE
 from tests.parallel.launch import check_ranks
 from tests.parallel.test_grids import case_of, judge
 
@@ -17,9 +17,10 @@ from tests.parallel.test_grids import case_of, judge
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 def test_all_grids(ranks: int, tmp_path: Path) -> None:
     cases = []
-    for dp, pp, tp in itertools.product((1, 2, 4), repeat=3):
+    for dp, pp, tp in itertools.product((1, 2, 4, 8), repeat=3):
+        shapes = [WIDE] if 8 in (pp, tp) else [name for name in SHAPES if name != WIDE]
         for shape, zero, schedule, rows in itertools.product(
-            SHAPES, (0, 1, 2, 3), ("1f1b", "gpipe", "zero-bubble", "interleaved"), (False, True)
+            shapes, (0, 1, 2, 3), ("1f1b", "gpipe", "zero-bubble", "interleaved"), (False, True)
         ):
             case = case_of((dp, pp, tp), shape, zero, schedule, ("none", "selective", "full")[len(cases) % 3], rows)
             alike = [{**other, "recompute": case["recompute"]} for other in cases]

@@ -35,6 +35,8 @@ SHAPES = {
     "llama tied": dataclasses.replace(LLAMA, layers=5, kv_heads=4, vocabulary=23, tied_head=True),
     "llama shared key head": dataclasses.replace(LLAMA, layers=5, heads=5, kv_heads=1, vocabulary=23),
 }
+WIDE = "llama wide"  # enough layers and heads for eight ranks along one axis
+SHAPES[WIDE] = dataclasses.replace(LLAMA, layers=9, heads=9, kv_heads=9, head_size=4, ffn=21, vocabulary=23)
 GLOBAL_BATCH, LENGTH, SEED = 8, 11, 5
 
 
