@@ -28,7 +28,7 @@ def test_all_grids(ranks: int, tmp_path: Path) -> None:
                 cases.append(case)
     (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     arguments = [str(tmp_path / "cases.json"), str(tmp_path / "results.json")]
-    check_ranks(ranks, "tests.parallel.grid_worker", *arguments, timeout=1800)
+    check_ranks(ranks, "tests.parallel.grid_worker", *arguments, timeout=5400)
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     for name in ("loss", "last_loss", "evaluated", "gradient", "drift"):
         worst = max(results, key=lambda result: result[name])
