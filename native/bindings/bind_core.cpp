@@ -44,13 +44,13 @@ void bind_core(py::module_& module) {
     module.def(
         "hip_device", &make_hip_device, py::arg("index"),
         "GPU `index` of those that are visible, as a Device; Error where this build has no HIP, or no GPU is there.");
-    py::class_<Buffer>(module, "Buffer",
-                       "A typed flat range of device memory, zeroed, counted by kind; some are parts of a stage's arena.")
+    py::class_<Buffer>(
+        module, "Buffer",
+        "A typed flat range of device memory, zeroed, counted by kind; some are parts of a stage's arena.")
         .def(py::init([](Device& device, std::int64_t elements, const std::string& dtype, const std::string& kind) {
                  return new Buffer(device, elements, dtype, kind_from(kind));
              }),
-             py::arg("device"),
-             py::arg("elements"), py::arg("dtype"), py::arg("kind"), py::keep_alive<1, 2>())
+             py::arg("device"), py::arg("elements"), py::arg("dtype"), py::arg("kind"), py::keep_alive<1, 2>())
         .def_property_readonly("elements", &Buffer::elements)
         .def_property_readonly("kind", &Buffer::kind)
         .def_property_readonly("dtype", [](const Buffer& buffer) { return name_of(buffer.tensor().dtype); })

@@ -368,8 +368,8 @@ void bind_operations(py::module_& module) {
              py::arg("mean"), py::arg("rstd"), py::arg("x"), py::arg("weight"), half,
              "dx, dweight, dbias += their gradients.")
         .def("gelu_forward", &gelu_forward, py::arg("y"), py::arg("x"), half)
-        .def("gelu_backward", &gelu_backward, py::arg("dx"), py::arg("dy"), py::arg("x"), py::arg("y") = py::none(), half,
-             "dx of dy at x; y, unless None, becomes gelu(x) again.")
+        .def("gelu_backward", &gelu_backward, py::arg("dx"), py::arg("dy"), py::arg("x"), py::arg("y") = py::none(),
+             half, "dx of dy at x; y, unless None, becomes gelu(x) again.")
         .def("swiglu_forward", &swiglu_forward, py::arg("y"), py::arg("gate_up"), half,
              "y (rows, F) of gate_up (rows, 2 F).")
         .def("swiglu_backward", &swiglu_backward, py::arg("dgate_up"), py::arg("dy"), py::arg("gate_up"),

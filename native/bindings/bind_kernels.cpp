@@ -375,8 +375,7 @@ void bind_rows(py::module_& kernels) {
     kernels.def("gelu_forward", gelu_forward, arg("isa"), arg("x"));
     kernels.def("gelu_backward", gelu_backward, arg("isa"), arg("dy"), arg("x"), "-> dx, y");
     kernels.def("swiglu_forward", swiglu_forward, arg("isa"), arg("gate"), arg("up"));
-    kernels.def("swiglu_backward", swiglu_backward, arg("isa"), arg("dy"), arg("gate"), arg("up"),
-                "-> dgate, dup, y");
+    kernels.def("swiglu_backward", swiglu_backward, arg("isa"), arg("dy"), arg("gate"), arg("up"), "-> dgate, dup, y");
     kernels.def("rope", rope, arg("isa"), arg("x"), arg("cos_sin"), arg("sign"));
     kernels.def("layernorm_forward", layernorm_forward, arg("isa"), arg("x"), arg("weight"), arg("bias"), arg("eps"),
                 "-> y, mean, rstd");

@@ -13,7 +13,11 @@ namespace pytrain {
 class Buffer {
 public:
     Buffer(Device& device, std::int64_t elements, const std::string& dtype, MemoryKind kind)
-        : device_(device), elements_(elements), kind_(name_of(kind)), tensor_{nullptr, dtype_from(dtype)}, owned_(true) {
+        : device_(device),
+          elements_(elements),
+          kind_(name_of(kind)),
+          tensor_{nullptr, dtype_from(dtype)},
+          owned_(true) {
         check(elements >= 0, "a buffer of ", elements, " elements cannot be");
         tensor_.data = device.allocate(static_cast<std::size_t>(elements) * size_of(tensor_.dtype), kind);
     }

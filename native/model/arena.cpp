@@ -156,7 +156,8 @@ void Arena::plan_shared(const Shape& shape, const Policy& policy, const StageCon
         logits = {bytes, 0};
         most = std::max(most, aligned_bytes(head_chunk * size.vocabulary, DType::fp32));
     }
-    if (most > 0) shared(has_logits ? "logits, or gradients within an op" : "gradients within an op", most / 4, DType::fp32);
+    if (most > 0)
+        shared(has_logits ? "logits, or gradients within an op" : "gradients within an op", most / 4, DType::fp32);
 }
 
 // Gradients that live within one op: attention's and the mlp's begin at the same place, where `bytes` stands. Returns

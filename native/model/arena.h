@@ -45,8 +45,8 @@ struct StageConfig {
     bool defer_weight = false;         // backward_weight may come long after backward_input
     std::vector<Recompute> recompute;  // one per layer of the model
     std::int64_t head_chunk = 0;       // rows of logits that exist at a time; 0: as many as kLogitsBytes hold
-    // Parts that a bucket of gradients is padded to a multiple of, where gradients that follow backward lie in the arena
-    // (a step of one micro-batch alone, and no deferred weight gradients); 0: they lie elsewhere.
+    // Parts that a bucket of gradients is padded to a multiple of, where gradients that follow backward lie in the
+    // arena (a step of one micro-batch alone, and no deferred weight gradients); 0: they lie elsewhere.
     std::int64_t gradient_shards = 0;
 
     bool gathers() const { return sequence_parallel && tp_size > 1; }
