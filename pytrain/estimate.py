@@ -13,7 +13,7 @@ from pytrain.checkpoint.pieces import ITEM_BYTES
 from pytrain.config import parameter_count
 from pytrain.flops import hardware_flops, model_flops
 from pytrain.native import native
-from pytrain.rank import Plan
+from pytrain.rank import Plan, StagePlan
 from pytrain.residency import Extent, gradient_buffers, weight_buffers
 from pytrain.saving import snapshot_bytes
 from pytrain.stage import native_policy, native_shape, segments_of
@@ -21,6 +21,7 @@ from pytrain.training_state import checkpoint_entries, owned_bytes
 from pytrain.wire_format import WIRE_BUFFERS, wire_elements
 
 if TYPE_CHECKING:
+    from pytrain import _native
     from pytrain.config import RunConfig
 
 ASSUMED_SHARE = 0.5  # of the peak, where nothing was measured: between what small and large models reach
@@ -71,7 +72,7 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
         zero = stage.zero
         shard = sum(layout.shard_elements(bucket, stage.shards) for bucket in range(len(layout.buckets)))
         kinds["weights"] += shard * (stage.shards if zero < 3 else 1) * ITEM_BYTES[policy.weights]
-        kinds["gradients"] += shard * (stage.shards if zero < 2 else 1) * ITEM_BYTES[policy.gradients]
+        kinds["gradients"] += _gradient_elements(layout, stage) * ITEM_BYTES[policy.gradients]
         if policy.gradient_reduction != policy.gradients and config.parallel.dp > 1:
             size = ITEM_BYTES[policy.gradient_reduction]
             kinds["staging"] += WIRE_BUFFERS * wire_elements(layout, stage.shards) * size
@@ -94,6 +95,7 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
             slots=stage.slots,
             defer_weight=stage.defer_weight,
             sequence_parallel=stage.sequence_parallel,
+            gradient_shards=stage.shards if stage.reuse_activations else 0,
         )
         kinds["activations"] += arena
         for row in table:
@@ -104,6 +106,15 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
         kinds["weights"] += sum(weight_buffers(extents)) * ITEM_BYTES[policy.weights]
     kinds["snapshot"] = snapshot_bytes(config.checkpoint, owned)
     return RankMemory(pp_rank, tp_rank, kinds, dict(lifetimes))
+
+
+def _gradient_elements(layout: "_native.Layout", stage: StagePlan) -> int:
+    """Elements of the gradients that a stage keeps apart from its activations."""
+    return sum(
+        layout.shard_elements(index, stage.shards) * (stage.shards if stage.zero < 2 else 1)
+        for index, bucket in enumerate(layout.buckets)
+        if not (stage.reuse_activations and bucket.follows_backward)
+    )
 
 
 def measured_peak() -> float:

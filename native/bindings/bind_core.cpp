@@ -2,6 +2,7 @@
 #include <string_view>
 
 #include "bindings/bind.h"
+#include "bindings/flat_range.h"
 #include "core/buffer.h"
 
 namespace py = pybind11;
@@ -14,30 +15,6 @@ MemoryKind kind_from(const std::string& name) {
         if (name == name_of(static_cast<MemoryKind>(i))) return static_cast<MemoryKind>(i);
     throw Error(message("memory kind '", name, "' is not known"));
 }
-
-// A typed flat range of device memory.
-class Buffer {
-public:
-    Buffer(Device& device, std::int64_t elements, const std::string& dtype, const std::string& kind)
-        : device_(device), elements_(elements), kind_(kind), tensor_{nullptr, dtype_from(dtype)} {
-        check(elements >= 0, "a buffer of ", elements, " elements cannot be");
-        tensor_.data = device.allocate(static_cast<std::size_t>(elements) * size_of(tensor_.dtype), kind_from(kind));
-    }
-    ~Buffer() { device_.release(tensor_.data); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-
-    std::int64_t elements() const { return elements_; }
-    const std::string& kind() const { return kind_; }
-    Tensor tensor() const { return tensor_; }
-    bool on_gpu() const { return std::string_view(device_.name()) == "hip"; }
-
-private:
-    Device& device_;
-    std::int64_t elements_;
-    std::string kind_;
-    Tensor tensor_;
-};
 }  // namespace
 
 void bind_core(py::module_& module) {
@@ -67,9 +44,13 @@ void bind_core(py::module_& module) {
     module.def(
         "hip_device", &make_hip_device, py::arg("index"),
         "GPU `index` of those that are visible, as a Device; Error where this build has no HIP, or no GPU is there.");
-    py::class_<Buffer>(module, "Buffer", "A typed flat range of device memory, zeroed, counted by kind.")
-        .def(py::init<Device&, std::int64_t, const std::string&, const std::string&>(), py::arg("device"),
-             py::arg("elements"), py::arg("dtype"), py::arg("kind"), py::keep_alive<1, 2>())
+    py::class_<Buffer>(
+        module, "Buffer",
+        "A typed flat range of device memory, zeroed, counted by kind; some are parts of a stage's arena.")
+        .def(py::init([](Device& device, std::int64_t elements, const std::string& dtype, const std::string& kind) {
+                 return new Buffer(device, elements, dtype, kind_from(kind));
+             }),
+             py::arg("device"), py::arg("elements"), py::arg("dtype"), py::arg("kind"), py::keep_alive<1, 2>())
         .def_property_readonly("elements", &Buffer::elements)
         .def_property_readonly("kind", &Buffer::kind)
         .def_property_readonly("dtype", [](const Buffer& buffer) { return name_of(buffer.tensor().dtype); })

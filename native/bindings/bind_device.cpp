@@ -275,13 +275,15 @@ void gelu_forward(Device& device, const Array& y, const Array& x, const std::str
     finish(device);
 }
 
-void gelu_backward(Device& device, const Array& dx, const Array& dy, const Array& x, const std::string& half) {
+void gelu_backward(Device& device, const Array& dx, const Array& dy, const Array& x, const py::object& y,
+                   const std::string& half) {
     const Arguments arguments(half);
     const Tensor in = arguments.flat("x", x), dout = arguments.flat("dy", dy, shape_of(x)),
-                 din = arguments.flat("dx", dx, shape_of(x), true);
+                 din = arguments.flat("dx", dx, shape_of(x), true),
+                 again = arguments.optional("y", y, shape_of(x), true);
     const std::int64_t n = x.size();
     const Release release;
-    device.gelu_backward(din, dout, in, n, nullptr);
+    device.gelu_backward(din, dout, in, again, n, nullptr);
     finish(device);
 }
 
@@ -295,15 +297,16 @@ void swiglu_forward(Device& device, const Array& y, const Array& gate_up, const 
     finish(device);
 }
 
-void swiglu_backward(Device& device, const Array& dgate_up, const Array& dy, const Array& gate_up,
+void swiglu_backward(Device& device, const Array& dgate_up, const Array& dy, const Array& gate_up, const py::object& y,
                      const std::string& half) {
     const Arguments arguments(half);
     check(dy.ndim() == 2, "dy: must be (rows, width), not ", text_of(shape_of(dy)));
     const std::int64_t rows = dy.shape(0), width = dy.shape(1);
     const Tensor dout = arguments.flat("dy", dy), in = arguments.flat("gate_up", gate_up, {rows, 2 * width});
-    const Tensor din = arguments.flat("dgate_up", dgate_up, {rows, 2 * width}, true);
+    const Tensor din = arguments.flat("dgate_up", dgate_up, {rows, 2 * width}, true),
+                 again = arguments.optional("y", y, {rows, width}, true);
     const Release release;
-    device.swiglu_backward(din, dout, in, rows, width, nullptr);
+    device.swiglu_backward(din, dout, in, again, rows, width, nullptr);
     finish(device);
 }
 
@@ -365,10 +368,12 @@ void bind_operations(py::module_& module) {
              py::arg("mean"), py::arg("rstd"), py::arg("x"), py::arg("weight"), half,
              "dx, dweight, dbias += their gradients.")
         .def("gelu_forward", &gelu_forward, py::arg("y"), py::arg("x"), half)
-        .def("gelu_backward", &gelu_backward, py::arg("dx"), py::arg("dy"), py::arg("x"), half)
+        .def("gelu_backward", &gelu_backward, py::arg("dx"), py::arg("dy"), py::arg("x"), py::arg("y") = py::none(),
+             half, "dx of dy at x; y, unless None, becomes gelu(x) again.")
         .def("swiglu_forward", &swiglu_forward, py::arg("y"), py::arg("gate_up"), half,
              "y (rows, F) of gate_up (rows, 2 F).")
-        .def("swiglu_backward", &swiglu_backward, py::arg("dgate_up"), py::arg("dy"), py::arg("gate_up"), half)
+        .def("swiglu_backward", &swiglu_backward, py::arg("dgate_up"), py::arg("dy"), py::arg("gate_up"),
+             py::arg("y") = py::none(), half, "dgate_up of dy; y, unless None, becomes the forward's again.")
         .def("rope", &rope, py::arg("x"), py::arg("heads"), py::arg("head_size"), py::arg("positions"),
              py::arg("table"), py::arg("inverse") = false, half,
              "Rotates the first heads*head_size elements of x's rows in place; table (context, head_size/2, 2) of cos, "

@@ -74,9 +74,10 @@ struct Kernels {
     void (*add)(float* y, const float* x, std::int64_t n);           // y += x
     void (*scale)(float* y, float factor, std::int64_t n);           // y *= factor
     void (*gelu_forward)(float* y, const float* x, std::int64_t n);  // tanh approximation
-    void (*gelu_backward)(float* dx, const float* dy, const float* x, std::int64_t n);
+    // The backward ones write what the forward ones give into y too, unless it is null: the same bits.
+    void (*gelu_backward)(float* dx, float* y, const float* dy, const float* x, std::int64_t n);
     void (*swiglu_forward)(float* y, const float* gate, const float* up, std::int64_t n);
-    void (*swiglu_backward)(float* dgate, float* dup, const float* dy, const float* gate, const float* up,
+    void (*swiglu_backward)(float* dgate, float* dup, float* y, const float* dy, const float* gate, const float* up,
                             std::int64_t n);
     // x (heads, head_size): rotate-half with cos_sin (head_size/2, 2); sign -1 rotates back
     void (*rope)(float* x, const float* cos_sin, std::int64_t heads, std::int64_t head_size, float sign);

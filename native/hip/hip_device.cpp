@@ -194,17 +194,17 @@ void HipDevice::gelu_forward(Tensor y, Tensor x, std::int64_t n, Queue* queue) {
     launch_gelu_forward(y, x, n, stream_of(queue));
     launched("gelu_forward");
 }
-void HipDevice::gelu_backward(Tensor dx, Tensor dy, Tensor x, std::int64_t n, Queue* queue) {
-    launch_gelu_backward(dx, dy, x, n, stream_of(queue));
+void HipDevice::gelu_backward(Tensor dx, Tensor dy, Tensor x, Tensor y, std::int64_t n, Queue* queue) {
+    launch_gelu_backward(dx, dy, x, y, n, stream_of(queue));
     launched("gelu_backward");
 }
 void HipDevice::swiglu_forward(Tensor y, Tensor gate_up, std::int64_t rows, std::int64_t width, Queue* queue) {
     launch_swiglu_forward(y, gate_up, rows, width, stream_of(queue));
     launched("swiglu_forward");
 }
-void HipDevice::swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width,
-                                Queue* queue) {
-    launch_swiglu_backward(dgate_up, dy, gate_up, rows, width, stream_of(queue));
+void HipDevice::swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, Tensor y, std::int64_t rows,
+                                std::int64_t width, Queue* queue) {
+    launch_swiglu_backward(dgate_up, dy, gate_up, y, rows, width, stream_of(queue));
     launched("swiglu_backward");
 }
 void HipDevice::rope(Tensor x, std::int64_t rows, std::int64_t stride, std::int64_t heads, std::int64_t head_size,

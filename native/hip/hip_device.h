@@ -100,9 +100,9 @@ public:
     void norm_forward(const Norm&, Tensor y, Queue*) override;
     void norm_backward(const Norm&, Tensor dx, Tensor dweight, Tensor dbias, Tensor dy, Queue*) override;
     void gelu_forward(Tensor y, Tensor x, std::int64_t n, Queue*) override;
-    void gelu_backward(Tensor dx, Tensor dy, Tensor x, std::int64_t n, Queue*) override;
+    void gelu_backward(Tensor dx, Tensor dy, Tensor x, Tensor y, std::int64_t n, Queue*) override;
     void swiglu_forward(Tensor y, Tensor gate_up, std::int64_t rows, std::int64_t width, Queue*) override;
-    void swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width,
+    void swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, Tensor y, std::int64_t rows, std::int64_t width,
                          Queue*) override;
     void rope(Tensor x, std::int64_t rows, std::int64_t stride, std::int64_t heads, std::int64_t head_size,
               const std::int32_t* positions, const float* table, bool inverse, Queue*) override;

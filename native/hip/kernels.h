@@ -29,9 +29,9 @@ void launch_residual_add(Tensor x, Tensor partial, Tensor bias, std::int64_t row
 
 // kernels/activation.hip
 void launch_gelu_forward(Tensor y, Tensor x, std::int64_t n, hipStream_t queue);
-void launch_gelu_backward(Tensor dx, Tensor dy, Tensor x, std::int64_t n, hipStream_t queue);
+void launch_gelu_backward(Tensor dx, Tensor dy, Tensor x, Tensor y, std::int64_t n, hipStream_t queue);
 void launch_swiglu_forward(Tensor y, Tensor gate_up, std::int64_t rows, std::int64_t width, hipStream_t queue);
-void launch_swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width,
+void launch_swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, Tensor y, std::int64_t rows, std::int64_t width,
                             hipStream_t queue);
 struct Rope {
     Tensor x;

@@ -198,7 +198,7 @@ class RecomputeSection(Section):
     policy: tuple[RecomputePolicy, ...] = Field(
         default=("none",),
         min_length=1,
-        description="none keeps all activations; selective computes norms, activations and attention anew; "
+        description="none keeps what would take a product to compute again; selective computes attention anew too; "
         "full keeps only each layer's input. A list gives each pipeline stage its own.",
     )
 
