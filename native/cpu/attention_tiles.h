@@ -13,10 +13,14 @@ inline std::int64_t ceil_to(std::int64_t a, std::int64_t multiple) { return (a +
 
 // Sizes of tiles, from the table and the head size alone.
 //
-// A tile of queries is about 100 rows, so that a packed key or value meets 100 multiply-adds; its query rows go through
-// the products one panel of tile_rows at a time, so that the causal edge wastes little. A tile of keys is 128: with a
-// head size of 64, keys and values packed are 32 KiB each, and everything a task holds is within a second-level cache
-// of 512 KiB.
+// Backward, a tile of queries is about 100 rows, so that a packed key or value meets 100 multiply-adds; its query rows go
+// through the products one panel of tile_rows at a time, so that the causal edge wastes little. A tile of keys is 128:
+// with a head size of 64, keys and values packed are 32 KiB each, and everything a task holds is within a second-level
+// cache of 512 KiB.
+//
+// Forward, scores have keys as rows and queries as columns: they are the right operand of the next product as they are,
+// and a softmax runs down the lanes. So queries go by groups of tile_columns, and as a group takes little room, up to
+// forward_queries of them share what is packed of keys and values.
 struct AttentionTiles {
     AttentionTiles(const Products& table, std::int64_t head_size)
         : products(table),
@@ -26,7 +30,9 @@ struct AttentionTiles {
           padded(ceil_to(head_size, table.tile_columns)),
           queries(ceil_to(96, table.tile_rows)),
           keys(ceil_to(128, table.tile_columns)),
-          key_rows(keys / table.tile_rows * table.tile_rows) {}
+          key_rows(keys / table.tile_rows * table.tile_rows),
+          depth_rows(ceil_to(head_size, table.tile_rows)),
+          forward_queries(ceil_to(384, table.tile_columns)) {}
 
     std::int64_t panel(std::int64_t k, std::int64_t width) const {
         return ceil_to(products.words(k) * width, kPanelAlignment);
@@ -37,6 +43,7 @@ struct AttentionTiles {
     std::int64_t query_panel() const { return panel(depth, panel_rows); }    // q or dout, left operand
     std::int64_t key_panel() const { return panel(depth, panel_columns); }   // k or v, right operand of scores
     std::int64_t value_panel() const { return panel(keys, panel_columns); }  // v or k, right operand of sums over keys
+    std::int64_t left_value_panel() const { return panel(key_rows, panel_rows); }  // v, left operand of those
     std::int64_t row_panel() const {
         return panel(queries, panel_columns);
     }  // q or dout, right operand of sums over queries
@@ -48,7 +55,9 @@ struct AttentionTiles {
     std::int64_t panel_rows, panel_columns;
     std::int64_t depth, padded;  // head size, and rounded up to whole tiles
     std::int64_t queries, keys;  // per tile
-    std::int64_t key_rows;  // keys per tile where keys are the rows of a product (dk, dv): whole panels, at most `keys`
+    std::int64_t key_rows;  // keys per tile where keys are the rows of a product: whole panels, at most `keys`
+    std::int64_t depth_rows;       // head size where it is the rows of a product: rounded up to whole panels
+    std::int64_t forward_queries;  // per tile of the forward pass, at most
 };
 
 // Takes consecutive pieces from a thread's scratch; with a null base it only counts.
@@ -111,13 +120,18 @@ inline void pack_rows(const Products& products, float* panels, const Tensor& sou
         kernel(panels + row / width * stride, source.at(row * ld).data, ld, depth, std::min(width, rows - row), width);
 }
 
+// Rows that are packed as columns at a time: rows of several heads lie far apart and fall into few sets of a cache, so
+// that their lines, which reach into several panels, would be gone before the next panel is packed.
+constexpr std::int64_t kColumnRows = 16;
+
 // Packs the same rows as panels of `width` columns of the head size: an operand whose product runs over the rows.
 inline void pack_columns(const Products& products, float* panels, const Tensor& source, std::int64_t ld,
                          std::int64_t rows, std::int64_t width, std::int64_t depth, std::int64_t stride) {
     const auto kernel = products.pack_across[static_cast<int>(source.dtype)];
-    for (std::int64_t column = 0; column < depth; column += width)
-        kernel(panels + column / width * stride, source.at(column).data, ld, rows, std::min(width, depth - column),
-               width);
+    for (std::int64_t row = 0; row < rows; row += kColumnRows)
+        for (std::int64_t column = 0; column < depth; column += width)
+            kernel(panels + column / width * stride + products.words(row) * width, source.at(row * ld + column).data, ld,
+                   std::min(kColumnRows, rows - row), std::min(width, depth - column), width);
 }
 
 // How the products of an attention are made: all of them from bf16 where q, k and v (and dout) are. Weights and their
