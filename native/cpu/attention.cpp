@@ -31,10 +31,10 @@ struct ForwardScratch {
     ForwardScratch(const AttentionTiles& tiles, float* base) : room(base) {
         const int64_t groups = tiles.forward_queries / tiles.panel_columns;
         q_panels = room.take(groups * tiles.key_panel());
-        k_panels = room.take(tiles.key_rows / tiles.panel_rows * tiles.query_panel());
+        k_panels = room.take(tiles.forward_keys / tiles.panel_rows * tiles.query_panel());
         v_panels = room.take(tiles.depth_rows / tiles.panel_rows * tiles.left_value_panel());
-        scores = room.take(tiles.key_rows * tiles.panel_columns);
-        weights = tiles.products.word_depth > 1 ? room.take(tiles.panel(tiles.key_rows, tiles.panel_columns)) : scores;
+        scores = room.take(tiles.forward_keys * tiles.panel_columns);
+        weights = tiles.products.word_depth > 1 ? room.take(tiles.panel(tiles.forward_keys, tiles.panel_columns)) : scores;
         sums = room.take(groups * tiles.depth_rows * tiles.panel_columns);
         out_rows = room.take(tiles.panel_columns * tiles.depth);
         maximum = room.take(tiles.forward_queries);
@@ -44,7 +44,7 @@ struct ForwardScratch {
 
     Scratch room;
     float *q_panels, *k_panels, *v_panels;
-    float* scores;       // (key_rows, group)
+    float* scores;       // (forward_keys, group)
     float* weights;      // the same after exp, as a right operand: scores themselves where a word is a float
     float* sums;         // (groups, depth_rows, group): sum over keys of weight * value
     float* out_rows;     // (group, head size)
@@ -140,9 +140,9 @@ struct ForwardTask {
         pack_rows(tiles.products, scratch.q_panels, head.query_row(attention.q, query), attention.q_stride, queries,
                   tiles.panel_columns, tiles.depth, tiles.key_panel());
         const int64_t end = head.end_key(query + queries - 1);
-        for (key = head.first_key(query, query + queries) / tiles.key_rows * tiles.key_rows; key < end;
-             key += tiles.key_rows) {
-            keys = std::min(tiles.key_rows, end - key);
+        for (key = head.first_key(query, query + queries) / tiles.forward_keys * tiles.forward_keys; key < end;
+             key += tiles.forward_keys) {
+            keys = std::min(tiles.forward_keys, end - key);
             pack_rows(tiles.products, scratch.k_panels, head.key_row(attention.k, key), attention.kv_stride, keys,
                       tiles.panel_rows, tiles.depth, tiles.query_panel());
             pack_columns(tiles.products, scratch.v_panels, head.key_row(attention.v, key), attention.kv_stride, keys,

@@ -14,13 +14,14 @@ inline std::int64_t ceil_to(std::int64_t a, std::int64_t multiple) { return (a +
 // Sizes of tiles, from the table and the head size alone.
 //
 // Backward, a tile of queries is about 100 rows, so that a packed key or value meets 100 multiply-adds; its query rows go
-// through the products one panel of tile_rows at a time, so that the causal edge wastes little. A tile of keys is 128:
-// with a head size of 64, keys and values packed are 32 KiB each, and everything a task holds is within a second-level
-// cache of 512 KiB.
+// through the products one panel of tile_rows at a time, so that the causal edge wastes little. A tile of keys is 256,
+// since each meets the packing of all queries: with a head size of 64, keys and values packed are 64 KiB each, and
+// everything a task holds is within a second-level cache of 1 MiB.
 //
 // Forward, scores have keys as rows and queries as columns: they are the right operand of the next product as they are,
 // and a softmax runs down the lanes. So queries go by groups of tile_columns, and as a group takes little room, up to
-// forward_queries of them share what is packed of keys and values.
+// forward_queries of them share what is packed of keys and values. A tile of keys is 128, whose scores (16 KiB with 32
+// columns) stay in the first-level cache from product to softmax to product.
 struct AttentionTiles {
     AttentionTiles(const Products& table, std::int64_t head_size)
         : products(table),
@@ -29,10 +30,11 @@ struct AttentionTiles {
           depth(head_size),
           padded(ceil_to(head_size, table.tile_columns)),
           queries(ceil_to(96, table.tile_rows)),
-          keys(ceil_to(128, table.tile_columns)),
+          keys(ceil_to(256, table.tile_columns)),
           key_rows(keys / table.tile_rows * table.tile_rows),
           depth_rows(ceil_to(head_size, table.tile_rows)),
-          forward_queries(ceil_to(384, table.tile_columns)) {}
+          forward_queries(ceil_to(384, table.tile_columns)),
+          forward_keys(128 / table.tile_rows * table.tile_rows) {}
 
     std::int64_t panel(std::int64_t k, std::int64_t width) const {
         return ceil_to(products.words(k) * width, kPanelAlignment);
@@ -43,7 +45,7 @@ struct AttentionTiles {
     std::int64_t query_panel() const { return panel(depth, panel_rows); }    // q or dout, left operand
     std::int64_t key_panel() const { return panel(depth, panel_columns); }   // k or v, right operand of scores
     std::int64_t value_panel() const { return panel(keys, panel_columns); }  // v or k, right operand of sums over keys
-    std::int64_t left_value_panel() const { return panel(key_rows, panel_rows); }  // v, left operand of those
+    std::int64_t left_value_panel() const { return panel(forward_keys, panel_rows); }  // v, left operand of those
     std::int64_t row_panel() const {
         return panel(queries, panel_columns);
     }  // q or dout, right operand of sums over queries
@@ -58,6 +60,7 @@ struct AttentionTiles {
     std::int64_t key_rows;  // keys per tile where keys are the rows of a product: whole panels, at most `keys`
     std::int64_t depth_rows;       // head size where it is the rows of a product: rounded up to whole panels
     std::int64_t forward_queries;  // per tile of the forward pass, at most
+    std::int64_t forward_keys;     // per tile of the forward pass, whole panels
 };
 
 // Takes consecutive pieces from a thread's scratch; with a null base it only counts.
