@@ -11,6 +11,9 @@ constexpr std::int64_t kPanelAlignment = 16;  // floats: the 64 bytes that kerne
 
 inline std::int64_t ceil_to(std::int64_t a, std::int64_t multiple) { return (a + multiple - 1) / multiple * multiple; }
 
+// Elements of the queries that share packed keys and values in the forward pass: with their sums, 400 KiB.
+constexpr std::int64_t kForwardFloats = 768 * 64;
+
 // Sizes of tiles, from the table and the head size alone.
 //
 // Backward, a tile of queries is about 100 rows, so that a packed key or value meets 100 multiply-adds; its query rows go
@@ -33,7 +36,7 @@ struct AttentionTiles {
           keys(ceil_to(256, table.tile_columns)),
           key_rows(keys / table.tile_rows * table.tile_rows),
           depth_rows(ceil_to(head_size, table.tile_rows)),
-          forward_queries(ceil_to(384, table.tile_columns)),
+          forward_queries(ceil_to(std::clamp<std::int64_t>(kForwardFloats / head_size, 96, 768), table.tile_columns)),
           forward_keys(128 / table.tile_rows * table.tile_rows) {}
 
     std::int64_t panel(std::int64_t k, std::int64_t width) const {
