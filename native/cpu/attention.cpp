@@ -7,7 +7,6 @@
 #include "cpu/attention.h"
 
 #include <cmath>
-#include <limits>
 
 #include "core/check.h"
 #include "cpu/attention_tiles.h"
@@ -18,10 +17,6 @@ namespace pytrain::cpu {
 using std::int64_t;
 
 namespace {
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-// Below every finite score, and finite, so that the difference to a score of -infinity (unseen) is not NaN.
-constexpr float kNoScore = std::numeric_limits<float>::lowest();
 
 // Tiles of queries are made smaller until each thread has this many tasks.
 constexpr int64_t kTasksPerThread = 4;
@@ -67,20 +62,6 @@ struct ForwardTask {
 
     int64_t sums_floats() const { return tiles.depth_rows * tiles.panel_columns; }
 
-    // Scores of what queries [begin, begin + rows) do not see of the first `visible` keys of the tile become -infinity.
-    void hide(int64_t begin, int64_t rows, int64_t visible) const {
-        const int64_t width = tiles.panel_columns;
-        for (int64_t k = std::max<int64_t>(0, head.end_key(begin) - key); k < visible; ++k) {
-            float* const row = scratch.scores + k * width;
-            std::fill(row, row + std::min(rows, key + k + 1 - head.end_key(begin)), -kInfinity);
-        }
-        if (head.attention.document_starts == nullptr) return;
-        for (int64_t i = 0; i < rows; ++i) {
-            const int64_t first = std::clamp<int64_t>(head.first_key(begin + i) - key, 0, visible);
-            for (int64_t k = 0; k < first; ++k) scratch.scores[k * width + i] = -kInfinity;
-        }
-    }
-
     // Queries [row, row + rows) of the tile, one group, with the tile of keys.
     void step(int64_t row, int64_t rows) const {
         const int64_t begin = query + row, end = begin + rows, width = tiles.panel_columns;
@@ -91,7 +72,7 @@ struct ForwardTask {
         for (int64_t k = 0; k < visible; k += tiles.panel_rows)
             tiles.multiply(tiles.depth, scratch.k_panels + k / tiles.panel_rows * tiles.query_panel(), q_panel,
                            scratch.scores + k * width, width, false);
-        hide(begin, rows, visible);
+        hide_unseen(head, scratch.scores, width, begin, rows, key, visible);
         const bool changed = kernels.softmax_columns(scratch.scores, scratch.maximum + row, scratch.denominator + row,
                                                      scratch.factor, scale, visible, width);
         if (changed) kernels.scale_columns(sums, scratch.factor, tiles.depth_rows, width);
@@ -170,7 +151,9 @@ void check_attention(const Attention& attention, const char* operation) {
           " need as many keys, but there are ", attention.key_rows, " key rows");
 }
 
-int64_t forward_floats(const AttentionTiles& tiles) { return ForwardScratch(tiles, nullptr).room.used(); }
+int64_t forward_floats(const AttentionTiles& tiles) {
+    return std::max(ForwardScratch(tiles, nullptr).room.used(), few_queries_floats(tiles));
+}
 
 void attention_forward(const Kernels& kernels, Workspace& workspace, const Attention& attention) {
     check_attention(attention, "attention_forward");
@@ -190,9 +173,12 @@ void attention_forward(const Kernels& kernels, Workspace& workspace, const Atten
     parallel_for(workspace.threads(), pairs * cuts, [&](int64_t task, int thread) {
         const int64_t pair = head_by_head ? task / cuts : task % pairs;
         const int64_t begin = (cuts - 1 - (head_by_head ? task % cuts : task / pairs)) * queries;
+        const int64_t end = std::min(begin + queries, attention.query_rows);
         const AttentionHead head(attention, pair / attention.heads, pair % attention.heads);
-        ForwardTask(kernels, tiles, head, workspace.thread(thread))
-            .run(begin, std::min(begin + queries, attention.query_rows));
+        if (end - begin <= tiles.panel_rows)
+            attend_few_queries(kernels, tiles, head, begin, end, workspace.thread(thread));
+        else
+            ForwardTask(kernels, tiles, head, workspace.thread(thread)).run(begin, end);
     });
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "cpu/attention.h"
 
@@ -145,6 +146,28 @@ inline void pack_columns(const Products& products, float* panels, const Tensor& 
 inline Products attention_products(const Kernels& kernels, const Attention& attention) {
     return kernels.products(attention.q.dtype, attention.k.dtype);
 }
+
+// Below every finite score, and finite, so that the difference to a score of -infinity (unseen) is not NaN.
+constexpr float kNoScore = std::numeric_limits<float>::lowest();
+
+// Scores of what queries [begin, begin + rows) do not see of keys [key, key + visible) become -infinity. scores
+// (visible, width): a key per row, a query per column.
+inline void hide_unseen(const AttentionHead& head, float* scores, std::int64_t width, std::int64_t begin,
+                        std::int64_t rows, std::int64_t key, std::int64_t visible) {
+    constexpr float unseen = -std::numeric_limits<float>::infinity();
+    for (std::int64_t k = std::max<std::int64_t>(0, head.end_key(begin) - key); k < visible; ++k)
+        std::fill_n(scores + k * width, std::min(rows, key + k + 1 - head.end_key(begin)), unseen);
+    if (head.attention.document_starts == nullptr) return;
+    for (std::int64_t i = 0; i < rows; ++i) {
+        const std::int64_t first = std::clamp<std::int64_t>(head.first_key(begin + i) - key, 0, visible);
+        for (std::int64_t k = 0; k < first; ++k) scores[k * width + i] = unseen;
+    }
+}
+
+// Attention forward of queries [begin, end) of a head, at most tile_rows of them: see attention_few.cpp.
+void attend_few_queries(const Kernels& kernels, const AttentionTiles& tiles, const AttentionHead& head,
+                        std::int64_t begin, std::int64_t end, float* scratch);
+std::int64_t few_queries_floats(const AttentionTiles& tiles);
 
 // Floats of a thread's scratch that the forward pass takes.
 std::int64_t forward_floats(const AttentionTiles& tiles);

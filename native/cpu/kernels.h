@@ -96,10 +96,10 @@ struct Kernels {
     float (*exp_sum)(float* y, const float* x, float scale, float shift, std::int64_t n);
     // One step of a softmax over blocks of keys; x (rows, columns): scores, a key per row and a query per column. Carries
     // maximum and denominator (columns) on, x becomes exp(scale * (x - maximum)), factor (columns) is what earlier sums
-    // shrink by. Returns whether any maximum changed. columns: a multiple of the vector, as tile_columns are.
+    // shrink by. Returns whether any maximum changed.
     bool (*softmax_columns)(float* x, float* maximum, float* denominator, float* factor, float scale, std::int64_t rows,
                             std::int64_t columns);
-    // y (rows, columns) *= factor (columns); columns as above
+    // y (rows, columns) *= factor (columns)
     void (*scale_columns)(float* y, const float* factor, std::int64_t rows, std::int64_t columns);
     // p = exp(scale*p - lse), dp = p * (dp - delta) * scale, both in place
     void (*softmax_backward)(float* dp, float* p, float lse, float delta, float scale, std::int64_t n);

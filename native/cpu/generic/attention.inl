@@ -10,49 +10,51 @@ bool softmax_columns_tile(float* x, float* maximum, float* denominator, float* f
                           std::int64_t columns) {
     const V scales = set(scale), zero = set(0.0f);
     bool changed = false;
-    for (std::int64_t j = 0; j < columns; j += kLanes) {
-        float* const scores = x + j;
-        const V before = load(maximum + j);
+    for_vectors(columns, [&](std::int64_t j, auto access) {
+        const auto score = [&](std::int64_t row) { return access.read(x + row * columns + j); };
+        const V before = access.read(maximum + j);
         V largest0 = before, largest1 = before;
         std::int64_t row = 0;
         for (; row + 2 <= rows; row += 2) {
-            largest0 = max(load(scores + row * columns), largest0);
-            largest1 = max(load(scores + (row + 1) * columns), largest1);
+            largest0 = max(score(row), largest0);
+            largest1 = max(score(row + 1), largest1);
         }
-        if (row < rows) largest0 = max(load(scores + row * columns), largest0);
+        if (row < rows) largest0 = max(score(row), largest0);
         const V largest = max(largest0, largest1);
         const V offset = sub(zero, mul(scales, largest));
         // From the same rounded products as the exponentials below, so that it is 1 where nothing changed.
         const V shrink = exponential(add(mul(scales, before), offset));
         V sum0 = zero, sum1 = zero;
         for (row = 0; row + 2 <= rows; row += 2) {
-            const V even = exponential(fma(load(scores + row * columns), scales, offset));
-            const V odd = exponential(fma(load(scores + (row + 1) * columns), scales, offset));
-            store(scores + row * columns, even);
-            store(scores + (row + 1) * columns, odd);
+            const V even = exponential(fma(score(row), scales, offset));
+            const V odd = exponential(fma(score(row + 1), scales, offset));
+            access.write(x + row * columns + j, even);
+            access.write(x + (row + 1) * columns + j, odd);
             sum0 = add(sum0, even);
             sum1 = add(sum1, odd);
         }
         if (row < rows) {
-            const V even = exponential(fma(load(scores + row * columns), scales, offset));
-            store(scores + row * columns, even);
+            const V even = exponential(fma(score(row), scales, offset));
+            access.write(x + row * columns + j, even);
             sum0 = add(sum0, even);
         }
-        store(maximum + j, largest);
-        store(factor + j, shrink);
-        store(denominator + j, fma(load(denominator + j), shrink, add(sum0, sum1)));
+        access.write(maximum + j, largest);
+        access.write(factor + j, shrink);
+        access.write(denominator + j, fma(access.read(denominator + j), shrink, add(sum0, sum1)));
         changed = changed || reduce_max(sub(largest, before)) > 0.0f;
-    }
+    });
     return changed;
 }
 
 // y (rows, columns) *= factor (columns). 1 FLOP per element, from cache.
 void scale_columns_tile(float* y, const float* factor, std::int64_t rows, std::int64_t columns) {
-    for (std::int64_t j = 0; j < columns; j += kLanes) {
-        const V factors = load(factor + j);
-        for (std::int64_t row = 0; row < rows; ++row)
-            store(y + row * columns + j, mul(load(y + row * columns + j), factors));
-    }
+    for_vectors(columns, [&](std::int64_t j, auto access) {
+        const V factors = access.read(factor + j);
+        for (std::int64_t row = 0; row < rows; ++row) {
+            float* const element = y + row * columns + j;
+            access.write(element, mul(access.read(element), factors));
+        }
+    });
 }
 
 // p = exp(scale p - lse), dp = p (dp - delta) scale. 22 FLOPs, 16 bytes per element.
