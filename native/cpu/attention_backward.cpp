@@ -295,12 +295,12 @@ struct Pass {
     }
 };
 
-// Whether heads share out evenly enough among threads, and their dq fits.
+// Whether heads share out evenly enough among threads, and the dq of those under way fits.
 bool by_heads(const Pass& pass, const Workspace& workspace) {
     const int64_t pairs = pass.attention.batch * pass.attention.kv_heads, threads = workspace.threads();
     const int64_t slots = (pairs + threads - 1) / threads * threads;
     return 4 * slots <= 5 * pairs &&
-           static_cast<std::size_t>(pairs * pass.group_floats()) <= workspace.size().shared_floats;
+           static_cast<std::size_t>(std::min(pairs, threads) * pass.group_floats()) <= workspace.size().shared_floats;
 }
 
 }  // namespace
@@ -328,7 +328,7 @@ void attention_backward(const Kernels& kernels, Workspace& workspace, const Atte
     if (by_heads(pass, workspace)) {
         parallel_for(workspace.threads(), kv_pairs, [&](int64_t task, int thread) {
             pass.run_heads(task / attention.kv_heads, task % attention.kv_heads, workspace.thread(thread),
-                           workspace.shared() + task * pass.group_floats());
+                           workspace.shared() + thread * pass.group_floats());
         });
         return;
     }
