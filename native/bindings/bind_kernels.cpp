@@ -49,6 +49,8 @@ constexpr std::array kFields = {
     PYTRAIN_FIELD(rmsnorm_backward, 1),
     PYTRAIN_FIELD(maximum, 1),
     PYTRAIN_FIELD(exp_sum, 1),
+    PYTRAIN_FIELD(softmax_columns, 1),
+    PYTRAIN_FIELD(scale_columns, 1),
     PYTRAIN_FIELD(softmax_backward, 1),
     PYTRAIN_FIELD(dot, 1),
     PYTRAIN_FIELD(sum_squares, 1),
@@ -102,6 +104,7 @@ std::int64_t same_size(const Floats& x, std::initializer_list<std::pair<const ch
 
 Floats row_of(std::int64_t n) { return Floats(static_cast<py::ssize_t>(n)); }
 Floats copy_of(const Floats& x) { return Floats(x.size(), x.data()); }
+Floats copy_of_matrix(const Floats& x) { return Floats({x.shape(0), x.shape(1)}, x.data()); }
 
 // --- storage types ------------------------------------------------------------------------------------
 
@@ -267,12 +270,36 @@ py::tuple exp_sum(const std::string& isa, const Floats& x, float factor, float s
     return py::make_tuple(y, sum);
 }
 
-Floats softmax_backward(const std::string& isa, const Floats& dp, const Floats& p, float delta, float factor) {
-    Floats result = copy_of(dp);
+// x (rows, columns), maximum and denominator (columns) -> all three carried on, factor, whether a maximum changed
+py::tuple softmax_columns(const std::string& isa, const Floats& x, const Floats& maximum, const Floats& denominator,
+                          float factor) {
+    if (x.ndim() != 2 || maximum.size() != x.shape(1) || denominator.size() != x.shape(1))
+        throw Error("softmax_columns needs x (rows, columns) and statistics (columns)");
+    Floats weights = copy_of_matrix(x), largest = copy_of(maximum), sum = copy_of(denominator), shrink = row_of(x.shape(1));
+    float *const x_out = weights.mutable_data(), *const maximum_out = largest.mutable_data();
+    float *const sum_out = sum.mutable_data(), *const shrink_out = shrink.mutable_data();
+    const bool changed = run(isa, [&](const Kernels& kernels) {
+        return kernels.softmax_columns(x_out, maximum_out, sum_out, shrink_out, factor, x.shape(0), x.shape(1));
+    });
+    return py::make_tuple(weights, largest, sum, shrink, changed);
+}
+
+Floats scale_columns(const std::string& isa, const Floats& y, const Floats& factor) {
+    if (y.ndim() != 2 || factor.size() != y.shape(1))
+        throw Error("scale_columns needs y (rows, columns) and factors (columns)");
+    Floats result = copy_of_matrix(y);
     float* const out = result.mutable_data();
-    const std::int64_t n = same_size(dp, {{"p", &p}});
-    run(isa, [&](const Kernels& kernels) { kernels.softmax_backward(out, p.data(), delta, factor, n); });
+    run(isa, [&](const Kernels& kernels) { kernels.scale_columns(out, factor.data(), y.shape(0), y.shape(1)); });
     return result;
+}
+
+py::tuple softmax_backward(const std::string& isa, const Floats& dp, const Floats& scores, float lse, float delta,
+                           float factor) {
+    Floats result = copy_of(dp), p = copy_of(scores);
+    float *const out = result.mutable_data(), *const p_out = p.mutable_data();
+    const std::int64_t n = same_size(dp, {{"scores", &scores}});
+    run(isa, [&](const Kernels& kernels) { kernels.softmax_backward(out, p_out, lse, delta, factor, n); });
+    return py::make_tuple(result, p);
 }
 
 float dot(const std::string& isa, const Floats& x, const Floats& y) {
@@ -387,7 +414,11 @@ void bind_rows(py::module_& kernels) {
     kernels.def("maximum", maximum, arg("isa"), arg("x"));
     kernels.def("exp_sum", exp_sum, arg("isa"), arg("x"), arg("scale"), arg("shift"),
                 "-> exp(scale*x - shift), its sum");
-    kernels.def("softmax_backward", softmax_backward, arg("isa"), arg("dp"), arg("p"), arg("delta"), arg("scale"));
+    kernels.def("softmax_columns", softmax_columns, arg("isa"), arg("x"), arg("maximum"), arg("denominator"),
+                arg("scale"));
+    kernels.def("scale_columns", scale_columns, arg("isa"), arg("y"), arg("factor"));
+    kernels.def("softmax_backward", softmax_backward, arg("isa"), arg("dp"), arg("scores"), arg("lse"), arg("delta"),
+                arg("scale"));
     kernels.def("dot", dot, arg("isa"), arg("x"), arg("y"));
     kernels.def("sum_squares", sum_squares, arg("isa"), arg("x"));
     kernels.def("adamw", adamw, arg("isa"), arg("master"), arg("m"), arg("v"), arg("gradient"), arg("row"),

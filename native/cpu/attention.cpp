@@ -1,13 +1,12 @@
 // Attention forward: one task per sequence, head and tile of queries, which walks over the tiles of keys that its
 // queries see and keeps, per query, the maximum so far, the sum of exponentials and the weighted sum of values.
 //
-// Tiles of keys begin at absolute multiples of their size, and a query's exponentials are summed over its visible keys
-// of a tile alone; keys it does not see enter the products as exact zeros. So a query's result has the same bits
-// whether it is computed with a whole sequence or alone, from a cache.
+// Tiles of keys begin at absolute multiples of their size, and a query has a column, and so a lane, of its own: keys it
+// does not see have exact zeros there, and a tile that it does not see at all scales what it has by exactly one. So a
+// query's result has the same bits whether it is computed with a whole sequence or alone, from a cache.
 #include "cpu/attention.h"
 
 #include <cmath>
-#include <limits>
 
 #include "core/check.h"
 #include "cpu/attention_tiles.h"
@@ -19,28 +18,34 @@ using std::int64_t;
 
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// Tiles of queries are made smaller until each thread has this many tasks.
+constexpr int64_t kTasksPerThread = 4;
 
-// A thread's scratch for one tile of queries.
+// A thread's scratch for one tile of queries. A group is tile_columns of them.
 struct ForwardScratch {
     ForwardScratch(const AttentionTiles& tiles, float* base) : room(base) {
-        q_panels = room.take(tiles.query_panels() * tiles.query_panel());
-        k_panels = room.take(tiles.key_panels() * tiles.key_panel());
-        v_panels = room.take(tiles.depth_panels() * tiles.value_panel());
-        scores = room.take(tiles.panel_rows * tiles.keys);
-        weights = room.take(tiles.panel(tiles.keys, tiles.panel_rows));
-        sums = room.take(tiles.queries * tiles.padded);
-        maximum = room.take(tiles.queries);
-        denominator = room.take(tiles.queries);
+        const int64_t groups = tiles.forward_queries / tiles.panel_columns;
+        q_panels = room.take(groups * tiles.key_panel());
+        k_panels = room.take(tiles.forward_keys / tiles.panel_rows * tiles.query_panel());
+        v_panels = room.take(tiles.depth_rows / tiles.panel_rows * tiles.left_value_panel());
+        scores = room.take(tiles.forward_keys * tiles.panel_columns);
+        weights = tiles.products.word_depth > 1 ? room.take(tiles.panel(tiles.forward_keys, tiles.panel_columns)) : scores;
+        sums = room.take(groups * tiles.depth_rows * tiles.panel_columns);
+        out_rows = room.take(tiles.panel_columns * tiles.depth);
+        maximum = room.take(tiles.forward_queries);
+        denominator = room.take(tiles.forward_queries);
+        factor = room.take(tiles.panel_columns);
     }
 
     Scratch room;
     float *q_panels, *k_panels, *v_panels;
-    float* scores;       // (panel_rows, keys)
-    float* weights;      // the same after exp, packed
-    float* sums;         // (queries, padded head size): sum over keys of weight * value
-    float* maximum;      // (queries): the largest score so far, unscaled
-    float* denominator;  // (queries): the sum of weights so far
+    float* scores;       // (forward_keys, group)
+    float* weights;      // the same after exp, as a right operand: scores themselves where a word is a float
+    float* sums;         // (groups, depth_rows, group): sum over keys of weight * value
+    float* out_rows;     // (group, head size)
+    float* maximum;      // (forward_queries): the largest score so far, unscaled
+    float* denominator;  // (forward_queries): the sum of weights so far
+    float* factor;       // (group)
 };
 
 struct ForwardTask {
@@ -55,81 +60,77 @@ struct ForwardTask {
     int64_t query = 0, queries = 0;  // the tile
     int64_t key = 0, keys = 0;       // the tile
 
-    // scores (n) of query `row` of the tile become weights; what is known of it so far is scaled to the new maximum.
-    void softmax_row(float* scores, int64_t n, int64_t row) const {
-        float& maximum = scratch.maximum[row];
-        float& denominator = scratch.denominator[row];
-        const float largest = kernels.maximum(scores, n);
-        if (largest > maximum) {
-            if (denominator > 0.0f) {
-                float factor;
-                kernels.exp_sum(&factor, &maximum, scale, scale * largest, 1);
-                kernels.scale(scratch.sums + row * tiles.padded, factor, tiles.depth);
-                denominator *= factor;
-            }
-            maximum = largest;
-        }
-        denominator += kernels.exp_sum(scores, scores, scale, scale * maximum, n);
-    }
+    int64_t sums_floats() const { return tiles.depth_rows * tiles.panel_columns; }
 
-    // Queries [row, row + rows) of the tile, one panel, with the tile of keys.
+    // Queries [row, row + rows) of the tile, one group, with the tile of keys.
     void step(int64_t row, int64_t rows) const {
-        const int64_t begin = query + row, end = begin + rows;
+        const int64_t begin = query + row, end = begin + rows, width = tiles.panel_columns;
         const int64_t visible = std::min(keys, head.end_key(end - 1) - key);
         if (visible <= 0 || head.first_key(begin, end) >= key + keys) return;
-        const float* q_panel = scratch.q_panels + row / tiles.panel_rows * tiles.query_panel();
-        for (int64_t column = 0; column < visible; column += tiles.panel_columns)
-            tiles.multiply(tiles.depth, q_panel, scratch.k_panels + column / tiles.panel_columns * tiles.key_panel(),
-                           scratch.scores + column, tiles.keys, false);
+        const float* q_panel = scratch.q_panels + row / width * tiles.key_panel();
+        float* const sums = scratch.sums + row / width * sums_floats();
+        for (int64_t k = 0; k < visible; k += tiles.panel_rows)
+            tiles.multiply(tiles.depth, scratch.k_panels + k / tiles.panel_rows * tiles.query_panel(), q_panel,
+                           scratch.scores + k * width, width, false);
+        hide_unseen(head, scratch.scores, width, begin, rows, key, visible);
+        const bool changed = kernels.softmax_columns(scratch.scores, scratch.maximum + row, scratch.denominator + row,
+                                                     scratch.factor, scale, visible, width);
+        if (changed) kernels.scale_columns(sums, scratch.factor, tiles.depth_rows, width);
+        if (scratch.weights != scratch.scores)
+            tiles.products.pack_across[static_cast<int>(DType::fp32)](scratch.weights, scratch.scores, width, visible,
+                                                                      width, width);
+        for (int64_t panel = 0; panel * tiles.panel_rows < tiles.depth; ++panel)
+            tiles.multiply(visible, scratch.v_panels + panel * tiles.left_value_panel(), scratch.weights,
+                           sums + panel * tiles.panel_rows * width, width, true);
+    }
+
+    // out = sums / denominator, lse = log of the denominator at its true scale, of one group.
+    void finish(int64_t row, int64_t rows) const {
+        const Attention& attention = head.attention;
+        const int64_t width = tiles.panel_columns;
+        float* const sums = scratch.sums + row / width * sums_floats();
+        const float* const denominator = scratch.denominator + row;
+        for (int64_t i = 0; i < width; ++i) scratch.factor[i] = 1.0f / denominator[i];
+        kernels.scale_columns(sums, scratch.factor, tiles.depth_rows, width);
+        // Packing one panel as wide as the head transposes.
+        kernels.pack_along[static_cast<int>(DType::fp32)](scratch.out_rows, sums, width, rows, tiles.depth, tiles.depth);
         for (int64_t i = 0; i < rows; ++i) {
-            float* scores = scratch.scores + i * tiles.keys;
-            const int64_t first = std::clamp<int64_t>(head.first_key(begin + i) - key, 0, visible);
-            const int64_t last = std::clamp<int64_t>(head.end_key(begin + i) - key, first, visible);
-            if (first < last) softmax_row(scores + first, last - first, row + i);
-            std::fill(scores, scores + first, 0.0f);
-            std::fill(scores + last, scores + visible, 0.0f);
-        }
-        tiles.products.pack_along[static_cast<int>(DType::fp32)](scratch.weights, scratch.scores, tiles.keys, visible,
-                                                                 rows, tiles.panel_rows);
-        for (int64_t panel = 0; panel < tiles.depth_panels(); ++panel)
-            tiles.multiply(visible, scratch.weights, scratch.v_panels + panel * tiles.value_panel(),
-                           scratch.sums + row * tiles.padded + panel * tiles.panel_columns, tiles.padded, true);
-    }
-
-    // out = sums / denominator, lse = log of the denominator at its true scale.
-    void finish() const {
-        const Attention& attention = head.attention;
-        for (int64_t i = 0; i < queries; ++i) {
-            float* sum = scratch.sums + i * tiles.padded;
-            const Tensor out = head.out_row(attention.out, query + i);
-            kernels.scale(sum, 1.0f / scratch.denominator[i], tiles.depth);
-            kernels.narrow[static_cast<int>(out.dtype)](out.data, sum, tiles.depth);
+            const Tensor out = head.out_row(attention.out, query + row + i);
+            kernels.narrow[static_cast<int>(out.dtype)](out.data, scratch.out_rows + i * tiles.depth, tiles.depth);
             if (attention.lse)
-                attention.lse[head.statistic(query + i)] =
-                    scale * scratch.maximum[i] + std::log(scratch.denominator[i]);
+                attention.lse[head.statistic(query + row + i)] =
+                    scale * scratch.maximum[row + i] + std::log(denominator[i]);
         }
     }
 
-    void run(int64_t first_query) {
+    template <class Body>
+    void for_groups(const Body& body) const {
+        for (int64_t row = 0; row < queries; row += tiles.panel_columns)
+            body(row, std::min(tiles.panel_columns, queries - row));
+    }
+
+    // Queries [begin, end): at most forward_queries.
+    void run(int64_t begin, int64_t end_query) {
         const Attention& attention = head.attention;
-        query = first_query;
-        queries = std::min(tiles.queries, attention.query_rows - query);
-        std::fill(scratch.sums, scratch.sums + tiles.queries * tiles.padded, 0.0f);
-        std::fill(scratch.maximum, scratch.maximum + queries, -kInfinity);
-        std::fill(scratch.denominator, scratch.denominator + queries, 0.0f);
+        query = begin;
+        queries = end_query - begin;
+        const int64_t padded = ceil_to(queries, tiles.panel_columns);
+        std::fill(scratch.sums, scratch.sums + padded * tiles.depth_rows, 0.0f);
+        std::fill(scratch.maximum, scratch.maximum + padded, kNoScore);
+        std::fill(scratch.denominator, scratch.denominator + padded, 0.0f);
         pack_rows(tiles.products, scratch.q_panels, head.query_row(attention.q, query), attention.q_stride, queries,
-                  tiles.panel_rows, tiles.depth, tiles.query_panel());
+                  tiles.panel_columns, tiles.depth, tiles.key_panel());
         const int64_t end = head.end_key(query + queries - 1);
-        for (key = head.first_key(query, query + queries) / tiles.keys * tiles.keys; key < end; key += tiles.keys) {
-            keys = std::min(tiles.keys, end - key);
+        for (key = head.first_key(query, query + queries) / tiles.forward_keys * tiles.forward_keys; key < end;
+             key += tiles.forward_keys) {
+            keys = std::min(tiles.forward_keys, end - key);
             pack_rows(tiles.products, scratch.k_panels, head.key_row(attention.k, key), attention.kv_stride, keys,
-                      tiles.panel_columns, tiles.depth, tiles.key_panel());
+                      tiles.panel_rows, tiles.depth, tiles.query_panel());
             pack_columns(tiles.products, scratch.v_panels, head.key_row(attention.v, key), attention.kv_stride, keys,
-                         tiles.panel_columns, tiles.depth, tiles.value_panel());
-            for (int64_t row = 0; row < queries; row += tiles.panel_rows)
-                step(row, std::min(tiles.panel_rows, queries - row));
+                         tiles.panel_rows, tiles.depth, tiles.left_value_panel());
+            for_groups([&](int64_t row, int64_t rows) { step(row, rows); });
         }
-        finish();
+        for_groups([&](int64_t row, int64_t rows) { finish(row, rows); });
     }
 };
 
@@ -150,19 +151,34 @@ void check_attention(const Attention& attention, const char* operation) {
           " need as many keys, but there are ", attention.key_rows, " key rows");
 }
 
-int64_t forward_floats(const AttentionTiles& tiles) { return ForwardScratch(tiles, nullptr).room.used(); }
+int64_t forward_floats(const AttentionTiles& tiles) {
+    return std::max(ForwardScratch(tiles, nullptr).room.used(), few_queries_floats(tiles));
+}
 
 void attention_forward(const Kernels& kernels, Workspace& workspace, const Attention& attention) {
     check_attention(attention, "attention_forward");
     workspace.require(attention_workspace(kernels, attention.head_size), "attention_forward");
     const AttentionTiles tiles(attention_products(kernels, attention), attention.head_size);
     const int64_t pairs = attention.batch * attention.heads;
-    const int64_t query_tiles = (attention.query_rows + tiles.queries - 1) / tiles.queries;
-    // The last tiles see the most keys: they go first, so that no thread is left with a long one at the end.
-    parallel_for(workspace.threads(), pairs * query_tiles, [&](int64_t task, int thread) {
-        const int64_t pair = task % pairs, tile = query_tiles - 1 - task / pairs;
+    // Neither the size of a tile of queries nor the order of tasks touches a result: both may know the threads.
+    int64_t queries = tiles.forward_queries;
+    const auto tiles_of_queries = [&] { return (attention.query_rows + queries - 1) / queries; };
+    while (pairs * tiles_of_queries() < kTasksPerThread * workspace.threads() && queries > tiles.panel_columns)
+        queries = ceil_to(queries / 2, tiles.panel_columns);
+    const int64_t cuts = tiles_of_queries();
+    queries = ceil_to((attention.query_rows + cuts - 1) / cuts, tiles.panel_columns);
+    // The last tiles see the most keys: they go first, so that no thread is left with a long one at the end. Where there
+    // are many heads, one after the other, so that its keys and values stay in a cache.
+    const bool head_by_head = pairs >= kTasksPerThread * workspace.threads();
+    parallel_for(workspace.threads(), pairs * cuts, [&](int64_t task, int thread) {
+        const int64_t pair = head_by_head ? task / cuts : task % pairs;
+        const int64_t begin = (cuts - 1 - (head_by_head ? task % cuts : task / pairs)) * queries;
+        const int64_t end = std::min(begin + queries, attention.query_rows);
         const AttentionHead head(attention, pair / attention.heads, pair % attention.heads);
-        ForwardTask(kernels, tiles, head, workspace.thread(thread)).run(tile * tiles.queries);
+        if (end - begin <= tiles.panel_rows)
+            attend_few_queries(kernels, tiles, head, begin, end, workspace.thread(thread));
+        else
+            ForwardTask(kernels, tiles, head, workspace.thread(thread)).run(begin, end);
     });
 }
 

@@ -129,8 +129,8 @@ struct Pass {
             const int64_t first = std::clamp<int64_t>(head.first_key(begin + i) - key, 0, keys);
             const int64_t last = std::clamp<int64_t>(head.end_key(begin + i) - key, first, keys);
             const int64_t statistic = head.statistic(begin + i);
-            kernels.exp_sum(p + first, p + first, scale, attention.lse[statistic], last - first);
-            kernels.softmax_backward(dp + first, p + first, gradients.delta[statistic], scale, last - first);
+            kernels.softmax_backward(dp + first, p + first, attention.lse[statistic], gradients.delta[statistic], scale,
+                                     last - first);
             for (float* row : {p, dp}) {
                 std::fill(row, row + first, 0.0f);
                 std::fill(row + last, row + keys, 0.0f);
@@ -195,6 +195,16 @@ struct Pass {
             store(head.query_row(gradients.dq, query + i), scratch.dq + i * tiles.padded);
     }
 
+    // sums (rows, padded head size) += left (queries, rows)^T * right (packed), over the queries from `first` on.
+    void add_transposed(float* sums, const KeyScratch& scratch, const float* left, int64_t rows, int64_t first,
+                        int64_t queries, const float* right) const {
+        if (first >= queries) return;
+        tiles.products.pack_across[static_cast<int>(DType::fp32)](scratch.transposed, left + first * tiles.keys,
+                                                                  tiles.keys, queries - first, rows, tiles.panel_rows);
+        add_product(sums, queries - first, scratch.transposed,
+                    right + tiles.products.words(first) * tiles.panel_columns, tiles.row_panel());
+    }
+
     // Adds what one tile of queries of one head contributes to dk and dv of a tile of keys.
     void add_queries(const KeyScratch& scratch, const AttentionHead& head, int64_t query, int64_t queries, int64_t key,
                      int64_t keys) const {
@@ -203,18 +213,20 @@ struct Pass {
                      tiles.panel_columns, tiles.depth, tiles.row_panel());
         pack_columns(tiles.products, scratch.dout_columns, head.out_row(gradients.dout, query), head.out_stride(),
                      queries, tiles.panel_columns, tiles.depth, tiles.row_panel());
-        for (int64_t row = 0; row < queries; row += tiles.panel_rows)
+        // The first query, counted in the tile, that sees a key; earlier ones would add zeros to sums that begin at zero.
+        const auto first_seer = [&](int64_t k) {
+            return std::clamp<int64_t>(k - attention.query_offset - query, 0, queries);
+        };
+        for (int64_t row = first_seer(key) / tiles.panel_rows * tiles.panel_rows; row < queries; row += tiles.panel_rows)
             score(scratch.score, scratch.score.weights + row * tiles.keys, scratch.score.dscores + row * tiles.keys,
                   head, row / tiles.panel_rows, query + row, std::min(tiles.panel_rows, queries - row), key, keys);
-        const auto transpose = tiles.products.pack_across[static_cast<int>(DType::fp32)];
         for (int64_t row = 0; row < keys; row += tiles.panel_rows) {
             const int64_t rows = std::min(tiles.panel_rows, keys - row);
-            transpose(scratch.transposed, scratch.score.weights + row, tiles.keys, queries, rows, tiles.panel_rows);
-            add_product(scratch.dv + row * tiles.padded, queries, scratch.transposed, scratch.dout_columns,
-                        tiles.row_panel());
-            transpose(scratch.transposed, scratch.score.dscores + row, tiles.keys, queries, rows, tiles.panel_rows);
-            add_product(scratch.dk + row * tiles.padded, queries, scratch.transposed, scratch.q_columns,
-                        tiles.row_panel());
+            const int64_t first = first_seer(key + row) / tiles.products.word_depth * tiles.products.word_depth;
+            add_transposed(scratch.dv + row * tiles.padded, scratch, scratch.score.weights + row, rows, first, queries,
+                           scratch.dout_columns);
+            add_transposed(scratch.dk + row * tiles.padded, scratch, scratch.score.dscores + row, rows, first, queries,
+                           scratch.q_columns);
         }
     }
 
@@ -283,12 +295,12 @@ struct Pass {
     }
 };
 
-// Whether heads share out evenly enough among threads, and their dq fits.
+// Whether heads share out evenly enough among threads, and the dq of those under way fits.
 bool by_heads(const Pass& pass, const Workspace& workspace) {
     const int64_t pairs = pass.attention.batch * pass.attention.kv_heads, threads = workspace.threads();
     const int64_t slots = (pairs + threads - 1) / threads * threads;
     return 4 * slots <= 5 * pairs &&
-           static_cast<std::size_t>(pairs * pass.group_floats()) <= workspace.size().shared_floats;
+           static_cast<std::size_t>(std::min(pairs, threads) * pass.group_floats()) <= workspace.size().shared_floats;
 }
 
 }  // namespace
@@ -316,7 +328,7 @@ void attention_backward(const Kernels& kernels, Workspace& workspace, const Atte
     if (by_heads(pass, workspace)) {
         parallel_for(workspace.threads(), kv_pairs, [&](int64_t task, int thread) {
             pass.run_heads(task / attention.kv_heads, task % attention.kv_heads, workspace.thread(thread),
-                           workspace.shared() + task * pass.group_floats());
+                           workspace.shared() + thread * pass.group_floats());
         });
         return;
     }

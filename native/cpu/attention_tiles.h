@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "cpu/attention.h"
 
@@ -11,12 +12,20 @@ constexpr std::int64_t kPanelAlignment = 16;  // floats: the 64 bytes that kerne
 
 inline std::int64_t ceil_to(std::int64_t a, std::int64_t multiple) { return (a + multiple - 1) / multiple * multiple; }
 
+// Elements of the queries that share packed keys and values in the forward pass: with their sums, 400 KiB.
+constexpr std::int64_t kForwardFloats = 768 * 64;
+
 // Sizes of tiles, from the table and the head size alone.
 //
-// A tile of queries is about 100 rows, so that a packed key or value meets 100 multiply-adds; its query rows go through
-// the products one panel of tile_rows at a time, so that the causal edge wastes little. A tile of keys is 128: with a
-// head size of 64, keys and values packed are 32 KiB each, and everything a task holds is within a second-level cache
-// of 512 KiB.
+// Backward, a tile of queries is about 100 rows, so that a packed key or value meets 100 multiply-adds; its query rows go
+// through the products one panel of tile_rows at a time, so that the causal edge wastes little. A tile of keys is 256,
+// since each meets the packing of all queries: with a head size of 64, keys and values packed are 64 KiB each, and
+// everything a task holds is within a second-level cache of 1 MiB.
+//
+// Forward, scores have keys as rows and queries as columns: they are the right operand of the next product as they are,
+// and a softmax runs down the lanes. So queries go by groups of tile_columns, and as a group takes little room, up to
+// forward_queries of them share what is packed of keys and values. A tile of keys is 128, whose scores (16 KiB with 32
+// columns) stay in the first-level cache from product to softmax to product.
 struct AttentionTiles {
     AttentionTiles(const Products& table, std::int64_t head_size)
         : products(table),
@@ -25,8 +34,11 @@ struct AttentionTiles {
           depth(head_size),
           padded(ceil_to(head_size, table.tile_columns)),
           queries(ceil_to(96, table.tile_rows)),
-          keys(ceil_to(128, table.tile_columns)),
-          key_rows(keys / table.tile_rows * table.tile_rows) {}
+          keys(ceil_to(256, table.tile_columns)),
+          key_rows(keys / table.tile_rows * table.tile_rows),
+          depth_rows(ceil_to(head_size, table.tile_rows)),
+          forward_queries(ceil_to(std::clamp<std::int64_t>(kForwardFloats / head_size, 96, 768), table.tile_columns)),
+          forward_keys(128 / table.tile_rows * table.tile_rows) {}
 
     std::int64_t panel(std::int64_t k, std::int64_t width) const {
         return ceil_to(products.words(k) * width, kPanelAlignment);
@@ -37,6 +49,7 @@ struct AttentionTiles {
     std::int64_t query_panel() const { return panel(depth, panel_rows); }    // q or dout, left operand
     std::int64_t key_panel() const { return panel(depth, panel_columns); }   // k or v, right operand of scores
     std::int64_t value_panel() const { return panel(keys, panel_columns); }  // v or k, right operand of sums over keys
+    std::int64_t left_value_panel() const { return panel(forward_keys, panel_rows); }  // v, left operand of those
     std::int64_t row_panel() const {
         return panel(queries, panel_columns);
     }  // q or dout, right operand of sums over queries
@@ -48,7 +61,10 @@ struct AttentionTiles {
     std::int64_t panel_rows, panel_columns;
     std::int64_t depth, padded;  // head size, and rounded up to whole tiles
     std::int64_t queries, keys;  // per tile
-    std::int64_t key_rows;  // keys per tile where keys are the rows of a product (dk, dv): whole panels, at most `keys`
+    std::int64_t key_rows;  // keys per tile where keys are the rows of a product: whole panels, at most `keys`
+    std::int64_t depth_rows;       // head size where it is the rows of a product: rounded up to whole panels
+    std::int64_t forward_queries;  // per tile of the forward pass, at most
+    std::int64_t forward_keys;     // per tile of the forward pass, whole panels
 };
 
 // Takes consecutive pieces from a thread's scratch; with a null base it only counts.
@@ -111,13 +127,18 @@ inline void pack_rows(const Products& products, float* panels, const Tensor& sou
         kernel(panels + row / width * stride, source.at(row * ld).data, ld, depth, std::min(width, rows - row), width);
 }
 
+// Rows that are packed as columns at a time: rows of several heads lie far apart and fall into few sets of a cache, so
+// that their lines, which reach into several panels, would be gone before the next panel is packed.
+constexpr std::int64_t kColumnRows = 16;
+
 // Packs the same rows as panels of `width` columns of the head size: an operand whose product runs over the rows.
 inline void pack_columns(const Products& products, float* panels, const Tensor& source, std::int64_t ld,
                          std::int64_t rows, std::int64_t width, std::int64_t depth, std::int64_t stride) {
     const auto kernel = products.pack_across[static_cast<int>(source.dtype)];
-    for (std::int64_t column = 0; column < depth; column += width)
-        kernel(panels + column / width * stride, source.at(column).data, ld, rows, std::min(width, depth - column),
-               width);
+    for (std::int64_t row = 0; row < rows; row += kColumnRows)
+        for (std::int64_t column = 0; column < depth; column += width)
+            kernel(panels + column / width * stride + products.words(row) * width, source.at(row * ld + column).data, ld,
+                   std::min(kColumnRows, rows - row), std::min(width, depth - column), width);
 }
 
 // How the products of an attention are made: all of them from bf16 where q, k and v (and dout) are. Weights and their
@@ -125,6 +146,28 @@ inline void pack_columns(const Products& products, float* panels, const Tensor& 
 inline Products attention_products(const Kernels& kernels, const Attention& attention) {
     return kernels.products(attention.q.dtype, attention.k.dtype);
 }
+
+// Below every finite score, and finite, so that the difference to a score of -infinity (unseen) is not NaN.
+constexpr float kNoScore = std::numeric_limits<float>::lowest();
+
+// Scores of what queries [begin, begin + rows) do not see of keys [key, key + visible) become -infinity. scores
+// (visible, width): a key per row, a query per column.
+inline void hide_unseen(const AttentionHead& head, float* scores, std::int64_t width, std::int64_t begin,
+                        std::int64_t rows, std::int64_t key, std::int64_t visible) {
+    constexpr float unseen = -std::numeric_limits<float>::infinity();
+    for (std::int64_t k = std::max<std::int64_t>(0, head.end_key(begin) - key); k < visible; ++k)
+        std::fill_n(scores + k * width, std::min(rows, key + k + 1 - head.end_key(begin)), unseen);
+    if (head.attention.document_starts == nullptr) return;
+    for (std::int64_t i = 0; i < rows; ++i) {
+        const std::int64_t first = std::clamp<std::int64_t>(head.first_key(begin + i) - key, 0, visible);
+        for (std::int64_t k = 0; k < first; ++k) scores[k * width + i] = unseen;
+    }
+}
+
+// Attention forward of queries [begin, end) of a head, at most tile_rows of them: see attention_few.cpp.
+void attend_few_queries(const Kernels& kernels, const AttentionTiles& tiles, const AttentionHead& head,
+                        std::int64_t begin, std::int64_t end, float* scratch);
+std::int64_t few_queries_floats(const AttentionTiles& tiles);
 
 // Floats of a thread's scratch that the forward pass takes.
 std::int64_t forward_floats(const AttentionTiles& tiles);

@@ -95,8 +95,15 @@ struct Kernels {
     float (*maximum)(const float* x, std::int64_t n);  // -inf for n = 0
     // y = exp(scale*x - shift), returns the sum; y may be x
     float (*exp_sum)(float* y, const float* x, float scale, float shift, std::int64_t n);
-    // dscore = p * (dp - delta) * scale, in place over dp
-    void (*softmax_backward)(float* dp, const float* p, float delta, float scale, std::int64_t n);
+    // One step of a softmax over blocks of keys; x (rows, columns): scores, a key per row and a query per column. Carries
+    // maximum and denominator (columns) on, x becomes exp(scale * (x - maximum)), factor (columns) is what earlier sums
+    // shrink by. Returns whether any maximum changed.
+    bool (*softmax_columns)(float* x, float* maximum, float* denominator, float* factor, float scale, std::int64_t rows,
+                            std::int64_t columns);
+    // y (rows, columns) *= factor (columns)
+    void (*scale_columns)(float* y, const float* factor, std::int64_t rows, std::int64_t columns);
+    // p = exp(scale*p - lse), dp = p * (dp - delta) * scale, both in place
+    void (*softmax_backward)(float* dp, float* p, float lse, float delta, float scale, std::int64_t n);
     float (*dot)(const float* x, const float* y, std::int64_t n);
 
     // --- optimizer --------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from tests.runs import configuration, make_corpora, write_toml
 ROW_KERNELS = {
     *("add", "scale", "gelu_forward", "gelu_backward", "swiglu_forward", "swiglu_backward", "rope", "dot", "adamw"),
     *("layernorm_forward", "layernorm_backward", "rmsnorm_forward", "rmsnorm_backward"),
-    *("maximum", "exp_sum", "softmax_backward", "sum_squares"),
+    *("maximum", "exp_sum", "softmax_backward", "softmax_columns_tile", "scale_columns_tile", "sum_squares"),
 }
 STORAGE_KERNELS = {"widen_row", "narrow_row", "pack_along", "pack_across"}
 

@@ -51,7 +51,7 @@ def assert_close(actual: object, expected: object, tolerance: float, floor: floa
 def test_no_pointer_is_still_scalar(isa: str) -> None:
     fields = kernels.is_scalar(isa)
     if isa == "scalar":
-        assert len(fields) == 23, "is_scalar no longer sees every field"
+        assert len(fields) == 25, "is_scalar no longer sees every field"
     else:
         assert fields == []
 
@@ -313,9 +313,12 @@ def test_exponential_at_the_edges(isa: str) -> None:
 @pytest.mark.parametrize("n", SIZES)
 def test_softmax_backward(isa: str, n: int) -> None:
     random = Random(43, n)
-    dp, p = random.row(n), np.abs(random.row(n))
-    expected = double(p) * (double(dp) - np.float64(np.float32(0.3))) * 0.125
-    assert_close(kernels.softmax_backward(isa, dp, p, 0.3, 0.125), expected, 1e-6, 1e-2)
+    dp, scores = random.row(n), random.row(n, 4.0)
+    gradient, p = kernels.softmax_backward(isa, dp, scores, 0.5, 0.3, 0.125)
+    weights = np.exp(0.125 * double(scores) - 0.5)
+    assert_close(p, weights, 4e-7)
+    expected = weights * (double(dp) - np.float64(np.float32(0.3))) * 0.125
+    assert_close(gradient, expected, 1e-6, 1e-2)
 
 
 @pytest.mark.parametrize("n", SIZES)

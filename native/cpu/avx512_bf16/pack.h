@@ -11,6 +11,8 @@
 namespace pytrain::cpu::avx512_bf16 {
 namespace {
 
+using avx512::kTileRows;
+
 inline __mmask32 elements(std::int64_t n) { return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1u; }
 
 // Sixteen words of bf16 pairs read along a vector, and two rows of sixteen elements, each the lower or upper half of
@@ -39,6 +41,15 @@ struct FromBf16 {
         *first = _mm512_permutex2var_epi16(low, order, high);
         *second = _mm512_permutex2var_epi16(low, _mm512_add_epi16(order, _mm512_set1_epi16(16)), high);
     }
+    // The first sixteen elements of two rows, whatever is wanted of them.
+    static __m512i load_first(const Element* lower, const Element* upper) {
+        const __m512i order = _mm512_set_epi32(0x002f000f, 0x002e000e, 0x002d000d, 0x002c000c, 0x002b000b, 0x002a000a,
+                                               0x00290009, 0x00280008, 0x00270007, 0x00260006, 0x00250005, 0x00240004,
+                                               0x00230003, 0x00220002, 0x00210001, 0x00200000);
+        const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lower));
+        const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(upper));
+        return _mm512_permutex2var_epi16(_mm512_castsi256_si512(low), order, _mm512_castsi256_si512(high));
+    }
     static __m512i interleave(__m256i low, __m256i high) {
         return _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
     }
@@ -64,6 +75,7 @@ struct FromFp32 {
         *first = load_rows(lower, upper);
         *second = load_rows(lower + 16, upper + 16);
     }
+    static __m512i load_first(const Element* lower, const Element* upper) { return load_rows(lower, upper); }
     static __m512i round(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
     static __m512i interleave(__m512 low, __m512 high) {
         const __m512i both = round(low, high);
@@ -133,6 +145,17 @@ void pack_across(float* panel, const void* source, std::int64_t ld, std::int64_t
             Source::load_rows(lower, upper, &first, &second);
             _mm512_storeu_si512(panel + word * 32, first);
             _mm512_storeu_si512(panel + word * 32 + 16, second);
+        }
+    }
+    if (width == kTileRows && panel_width == kTileRows && ld >= 16 - kTileRows) {  // the usual left operand
+        // Whole vectors where a row of the source still follows: it holds what is read beyond, and its word overwrites
+        // what is written beyond.
+        for (; 2 * word + 2 < k; ++word) {
+            const auto* lower = from + 2 * word * ld;
+            const auto* upper = lower + ld;
+            _mm_prefetch(reinterpret_cast<const char*>(lower) + kAhead, _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char*>(upper) + kAhead, _MM_HINT_T0);
+            _mm512_storeu_si512(panel + word * kTileRows, Source::load_first(lower, upper));
         }
     }
     for (; word < words; ++word) {

@@ -4,6 +4,8 @@
 
 #include "cpu/generic/math.inl"
 
+#include "cpu/generic/attention.inl"  // after the functions that it uses
+
 // --- storage types: 4 + 2 bytes per element ---------------------------------------------------------
 
 template <class Storage>
@@ -225,16 +227,6 @@ float exp_sum_row(float* y, const float* x, float scale, float shift, std::int64
     }));
 }
 
-// dscore = p (dp - delta) scale. 3 FLOPs, 12 bytes per element.
-void softmax_backward_row(float* dp, const float* p, float delta, float scale, std::int64_t n) {
-    const V deltas = set(delta);
-    const V factor = set(scale);
-    for_vectors(n, [&](std::int64_t i, auto access) {
-        const V difference = sub(access.read(dp + i), deltas);
-        access.write(dp + i, mul(mul(access.read(p + i), difference), factor));
-    });
-}
-
 // 2 FLOPs, 8 bytes per element.
 float dot_row(const float* x, const float* y, std::int64_t n) {
     return static_cast<float>(
@@ -294,6 +286,8 @@ inline void fill_rows(Kernels* kernels) {
     kernels->rmsnorm_backward = rmsnorm_backward_row;
     kernels->maximum = maximum_row;
     kernels->exp_sum = exp_sum_row;
+    kernels->softmax_columns = softmax_columns_tile;
+    kernels->scale_columns = scale_columns_tile;
     kernels->softmax_backward = softmax_backward_row;
     kernels->dot = dot_row;
     kernels->sum_squares = sum_squares_row;
