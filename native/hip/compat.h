@@ -21,6 +21,7 @@
 #define PYTRAIN_LAUNCH(kernel, blocks, queue, ...)                                                       \
     pytrain::shim::launch(reinterpret_cast<const void*>(&kernel), blocks, pytrain::hip::kThreads, queue, \
                           [=] { kernel(__VA_ARGS__); })
+#define PYTRAIN_WAVES(waves)
 #define PYTRAIN_UNROLL
 #define PYTRAIN_NO_UNROLL
 #else
@@ -29,6 +30,11 @@
 #define PYTRAIN_KERNEL __global__ void __launch_bounds__(256)
 #define PYTRAIN_SHARED(type, name, count) __shared__ type name[count]
 #define PYTRAIN_LAUNCH(kernel, blocks, queue, ...) kernel<<<blocks, pytrain::hip::kThreads, 0, queue>>>(__VA_ARGS__)
+#if defined(__HIPCC__)
+#define PYTRAIN_WAVES(waves) __attribute__((amdgpu_waves_per_eu(waves)))  // of a SIMD, at least, at once
+#else
+#define PYTRAIN_WAVES(waves)
+#endif
 #define PYTRAIN_UNROLL _Pragma("unroll")
 #define PYTRAIN_NO_UNROLL _Pragma("unroll 1")
 #endif

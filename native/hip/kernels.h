@@ -14,7 +14,7 @@ constexpr std::int64_t kSplitFloats = kSplitTiles * 128 * 128;
 void launch_matmul(const Matmul& product, float* partials, hipStream_t queue);
 
 // kernels/attention_forward.hip, attention_backward.hip
-constexpr std::int64_t kLargestHead = 208;
+constexpr std::int64_t kLargestHead = 256;
 void launch_attention_forward(const Attention& attention, hipStream_t queue);
 struct AttentionGradients {
     Tensor dq, dk, dv, dout;
