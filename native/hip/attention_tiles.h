@@ -82,39 +82,45 @@ struct TileCarrier {
     };
     HeadRows source;
     bool plain;  // every chunk of a row is whole or wholly beyond the head: loads need no test
-    Pair fetched[ahead ? kCount : 1];
+    Pair fetched[ahead ? kCount : 1] = {};
 
     PYTRAIN_INLINE explicit TileCarrier(const HeadRows& rows)
         : source(rows), plain(rows.chunks && rows.head_size % H::kPer == 0 && rows.rows > 0) {}
 
-    // Rows from `first` on into registers.
+    // Rows from `first` on into registers, if loads need no test: a branch would make them wait for each other.
     PYTRAIN_INLINE void fetch(std::int64_t first) {
         if constexpr (ahead) {
+            if (!plain) return;
             PYTRAIN_UNROLL
-            for (int c = 0; c < kCount; ++c) fetched[c] = load_pair(first, thread_index() + c * kThreads);
+            for (int c = 0; c < kCount; ++c) fetched[c] = load_plain(first, thread_index() + c * kThreads);
         }
     }
 
-    // What was fetched: as it is (`rows`, where a row is a row), and for 16-bit formats transposed (`columns`), where
-    // wanted. In the transposed tile a row is one element of the head, and key 8g + 4h + e lies at 16h + 4g + e: a
-    // wave's half finds its sixteen keys in two neighbouring chunks. Where nothing is fetched ahead, from memory.
+    // What was fetched, or the same from memory: as it is (`rows`, where a row is a row), and for 16-bit formats
+    // transposed (`columns`), where wanted. In the transposed tile a row is one element of the head, and key 8g + 4h +
+    // e lies at 16h + 4g + e: a wave's half finds its sixteen keys in two neighbouring chunks.
     PYTRAIN_INLINE void put(std::int64_t first, Chunk* rows, Chunk* columns) const {
         if constexpr (ahead) {
-            PYTRAIN_UNROLL
-            for (int c = 0; c < kCount; ++c) store_pair(fetched[c], thread_index() + c * kThreads, rows, columns);
-        } else {
-            PYTRAIN_NO_UNROLL
-            for (int task = thread_index(); task < H::kTasks; task += kThreads)
-                store_pair(load_pair(first, task), task, rows, columns);
+            if (plain) {
+                PYTRAIN_UNROLL
+                for (int c = 0; c < kCount; ++c) store_pair(fetched[c], thread_index() + c * kThreads, rows, columns);
+                return;
+            }
+        }
+        PYTRAIN_NO_UNROLL
+        for (int task = thread_index(); task < H::kTasks; task += kThreads) {
+            const std::int64_t row = first + task % (kTileRows / 2) * 2;
+            const int chunk = task / (kTileRows / 2);
+            const Pair pair = {head_chunk<format>(source, row, chunk), head_chunk<format>(source, row + 1, chunk)};
+            store_pair(pair, task, rows, columns);
         }
     }
 
 private:
-    // Beyond the last row: that one again, or 0; no weight falls on them.
-    PYTRAIN_INLINE Pair load_pair(std::int64_t first, int task) const {
+    // Beyond the last row: that one again; no weight falls on it.
+    PYTRAIN_INLINE Pair load_plain(std::int64_t first, int task) const {
         const int chunk = task / (kTileRows / 2);
         const std::int64_t row = first + task % (kTileRows / 2) * 2;
-        if (!plain) return {head_chunk<format>(source, row, chunk), head_chunk<format>(source, row + 1, chunk)};
         const std::int64_t last = source.rows - 1, stride = source.stride * (16 / H::kPer);
         const char* const column = source.base + (chunk * H::kPer < source.head_size ? chunk * 16 : 0);
         return {load_16(column + least(row, last) * stride), load_16(column + least(row + 1, last) * stride)};
@@ -290,7 +296,7 @@ PYTRAIN_INLINE std::int64_t out_element(const Attention& attention, const HeadPl
 PYTRAIN_INLINE std::int64_t statistic(const Attention& attention, const HeadPlace& place, std::int64_t query) {
     return (place.sequence * attention.heads + place.head) * attention.query_rows + query;
 }
-PYTRAIN_INLINE std::int64_t first_key(const Attention& attention, const HeadPlace& place, std::int64_t query) {
+PYTRAIN_INLINE std::int32_t first_key(const Attention& attention, const HeadPlace& place, std::int64_t query) {
     return attention.document_starts == nullptr
                ? 0
                : attention.document_starts[place.sequence * attention.query_rows + query];

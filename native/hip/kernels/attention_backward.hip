@@ -105,7 +105,7 @@ PYTRAIN_KERNEL attention_dq_kernel(Attention attention, AttentionGradients gradi
 struct QueryStatistics {
     float* lse;
     float* delta;
-    std::int64_t* begin;
+    std::int32_t* begin;
 };
 
 // Queries [first, first + 32) of one head: weights and dscores (queries x this wave's keys).
@@ -140,7 +140,7 @@ PYTRAIN_KERNEL PYTRAIN_WAVES(format != Format::fp32 && depth <= 64 ? 2 : 1)
     PYTRAIN_SHARED(Chunk, dout_columns, sums_dv ? H::kColumnsChunks : 1);
     PYTRAIN_SHARED(float, lse, kTileRows);
     PYTRAIN_SHARED(float, delta, kTileRows);
-    PYTRAIN_SHARED(std::int64_t, begin, kTileRows);
+    PYTRAIN_SHARED(std::int32_t, begin, kTileRows);
     Chunk* const dout_rows = H::kOneRoom ? q_rows : dout_tile;
     const std::int64_t pair = block_row(), group = attention.heads / attention.kv_heads;
     HeadPlace place{pair / attention.kv_heads, 0, pair % attention.kv_heads};
@@ -157,10 +157,16 @@ PYTRAIN_KERNEL PYTRAIN_WAVES(format != Format::fp32 && depth <= 64 ? 2 : 1)
         TileCarrier<format, depth> queries(query_rows(attention, place));
         TileCarrier<format, depth, H::kAhead && !(H::kFull && depth == 128)> douts(
             out_rows(attention, place, gradients.dout));
+        float next_lse = 0.0f, next_delta = 0.0f;
+        std::int32_t next_begin = 0;
         const auto fetch = [&](std::int64_t at) {
             if (at >= attention.query_rows) return;
             queries.fetch(at);
             douts.fetch(at);
+            const std::int64_t mine = least(at + thread_index() % kTileRows, attention.query_rows - 1);
+            next_lse = attention.lse[statistic(attention, place, mine)];
+            next_delta = gradients.delta[statistic(attention, place, mine)];
+            next_begin = first_key(attention, place, mine);
         };
         std::int64_t query = from / kTileRows * kTileRows;
         const auto put_queries = [&] { queries.put(query, q_rows, sums_dk ? q_columns : nullptr); };
@@ -172,11 +178,10 @@ PYTRAIN_KERNEL PYTRAIN_WAVES(format != Format::fp32 && depth <= 64 ? 2 : 1)
             barrier();  // the tile before has been read
             if (!H::kOneRoom || sums_dv) put_queries();
             if (!H::kOneRoom || sums_dk) put_douts();
-            const std::int64_t mine = query + thread_index();
-            if (thread_index() < kTileRows && mine < attention.query_rows) {
-                lse[thread_index()] = attention.lse[statistic(attention, place, mine)] * kLog2E;
-                delta[thread_index()] = gradients.delta[statistic(attention, place, mine)];
-                begin[thread_index()] = first_key(attention, place, mine);
+            if (thread_index() < kTileRows) {
+                lse[thread_index()] = next_lse * kLog2E;
+                delta[thread_index()] = next_delta;
+                begin[thread_index()] = next_begin;
             }
             barrier();
             fetch(query + kTileRows);
