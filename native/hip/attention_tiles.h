@@ -328,7 +328,7 @@ constexpr int kBlockRows = kWaves * kTileRows;  // queries or keys of a block
 PYTRAIN_INLINE std::int64_t least_first_key(const Attention& attention, const HeadPlace& place, std::int64_t query,
                                             float* room) {
     if (attention.document_starts == nullptr) return 0;
-    const std::int64_t mine = least(query + thread_index() % kBlockRows, attention.query_rows - 1);
+    const std::int64_t mine = least(query + thread_index() / (kThreads / kBlockRows), attention.query_rows - 1);
     // Exact in fp32 up to 2^24 positions.
     return static_cast<std::int64_t>(-block_maximum(-static_cast<float>(first_key(attention, place, mine)), room));
 }

@@ -82,7 +82,7 @@ PYTRAIN_INLINE std::int64_t block_count() { return static_cast<std::int64_t>(gri
 // --- exchange -------------------------------------------------------------------------------------------------
 
 #if defined(PYTRAIN_HIP_SHIM)
-inline void barrier(int line = __builtin_LINE()) { shim::barrier(line); }
+inline void barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { shim::barrier(file, line); }
 inline float shuffle_xor(float value, int mask, int line = __builtin_LINE()) {
     return shim::shuffle_xor(value, mask, line);
 }

@@ -49,6 +49,20 @@ def test_grouped_queries(device: _native.Device, heads: int, kv_heads: int) -> N
     check(device, Case(2, 140, heads, kv_heads, 24, documents=True, seed=4))
 
 
+def scattered_first_keys(dtype: str) -> Case:
+    """Queries see themselves alone, but one of each sequence sees all: the block's least first key can be anywhere."""
+    case = Case(8, 256, 1, 1, 16, documents=True, dtype=dtype, seed=5)
+    starts = np.tile(np.arange(256, dtype=np.int32), (8, 1))
+    starts[np.arange(8), 128 + np.array([1, 40, 63, 64, 77, 95, 100, 127])] = 0
+    case.starts = starts.reshape(-1)
+    return case
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_any_first_keys(device: _native.Device, dtype: str) -> None:
+    check(device, scattered_first_keys(dtype))
+
+
 def test_documents_are_apart() -> None:
     native_tests.test_documents_are_apart("hip")
 
