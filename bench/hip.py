@@ -199,6 +199,7 @@ PAIRS = ROWS * LENGTH / 2 * HEADS  # visible (query, key) pairs of a causal mask
 # FLOPs and bytes of a typical call by function; `size` is bytes of a stored element.
 WORK: dict[str, Callable[[int], tuple[float, float]]] = {
     "matmul_kernel": lambda size: (2.0 * ROWS * WIDTH * WIDTH, 3.0 * ELEMENTS * size),
+    "add_slices_kernel": lambda size: (4.0 * WIDTH * WIDTH / 16, (4.0 + 2.0) * WIDTH * WIDTH / 16 * 4),
     "attention_forward_kernel": lambda size: (4.0 * HEAD * PAIRS, 4.0 * ELEMENTS * size),
     "attention_dq_kernel": lambda size: (6.0 * HEAD * PAIRS, 6.0 * ELEMENTS * size),
     "attention_dkv_kernel": lambda size: (8.0 * HEAD * PAIRS, 6.0 * ELEMENTS * size),

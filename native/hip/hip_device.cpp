@@ -17,7 +17,7 @@ hipEvent_t event_of(Event* event) { return reinterpret_cast<hipEvent_t>(event); 
 constexpr std::int64_t kLeastWidth = 4096;  // rows this wide need no reserve()
 
 std::size_t workspace_bytes(std::int64_t width) {
-    const auto floats = static_cast<std::size_t>(kRowChunks * 2 * std::max(width, kLeastWidth));
+    const auto floats = static_cast<std::size_t>(std::max(kRowChunks * 2 * std::max(width, kLeastWidth), kSplitFloats));
     static_assert(sizeof(double) * kSumBlocks <= sizeof(float) * kRowChunks * 2 * kLeastWidth, "sum_squares fits, too");
     return floats * sizeof(float);
 }
@@ -154,7 +154,7 @@ void HipDevice::fill(Tensor destination, std::int64_t n, float value, Queue* que
 void HipDevice::matmul(const Matmul& product, Queue* queue) {
     check(!product.residual || product.residual.data != product.c.data,
           "matmul: residual may not be c; accumulate adds to c");
-    launch_matmul(product, stream_of(queue));
+    launch_matmul(product, floats(kSplitFloats, "matmul"), stream_of(queue));
     launched("matmul");
 }
 void HipDevice::bias_backward(Tensor dbias, Tensor dy, std::int64_t m, std::int64_t n, std::int64_t ldy, Queue* queue) {

@@ -7,10 +7,14 @@
 namespace pytrain::hip {
 
 // kernels/matmul.hip
-void launch_matmul(const Matmul& product, hipStream_t queue);
+constexpr std::int64_t kComputeUnits = 110;              // of one GCD of MI250X
+constexpr std::int64_t kSplitTiles = 2 * kComputeUnits;  // tiles of sums, at most, of a product whose k is cut
+constexpr std::int64_t kSplitFloats = kSplitTiles * 128 * 128;
+// partials: (kSplitFloats)
+void launch_matmul(const Matmul& product, float* partials, hipStream_t queue);
 
 // kernels/attention_forward.hip, attention_backward.hip
-constexpr std::int64_t kLargestHead = 208;
+constexpr std::int64_t kLargestHead = 256;
 void launch_attention_forward(const Attention& attention, hipStream_t queue);
 struct AttentionGradients {
     Tensor dq, dk, dv, dout;
