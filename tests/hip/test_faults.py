@@ -1,5 +1,5 @@
-"""What the other tests of this folder would notice: every barrier of every kernel, left out in turn, fails one of them,
-and so does a matrix product of each kernel whose result has two rows exchanged.
+"""What the other tests of this folder would notice: every barrier of every kernel, left out in turn, fails one of
+them, and so does a matrix product of each kernel whose result has two rows exchanged.
 
 The shim leaves the barrier out (or exchanges the rows) in one kernel at a time; nothing is compiled anew.
 """
