@@ -30,11 +30,19 @@ def test_the_multiply_adds_bind(tools: None, cpu: str, pipes: int) -> None:
     assert found["matmul_tile"].bound.startswith("pipes ")
     assert found["peak_flops"].fmla_per_cycle >= 0.975 * pipes
     for kernel in (
+        "attention scores, head size 64",
         "attention scores, head size 128",
         "attention scores, head size 144",
         "attention values, 128 keys",
     ):
         assert found[kernel].fmla_per_cycle >= 0.9 * pipes
+
+
+def test_chains_of_fp16_come_near_the_pipes(tools: None) -> None:
+    """With the flush of each chain, which the pipes have to do beside."""
+    (chain,) = [result for result in mca.results(["a64fx"]) if result.kernel.startswith("fp16 chain")]
+    assert 1.8 <= chain.fmla_per_cycle < 1.99
+    assert chain.bound.startswith("pipes ")
 
 
 def test_too_few_accumulators_are_latency(tools: None) -> None:
