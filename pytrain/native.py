@@ -38,7 +38,8 @@ def open_device(kind: str, fp16_sums: str = "fp32") -> "Device":
     `fp16_sums`: `precision.fp16_sums`, how the CPU sums products of fp16 matrices.
 
     Raises:
-        UserError: there is no GPU, this CPU has no chains of fp16 multiply-adds, or the native module was built without HIP.
+        UserError: there is no GPU, the native module was built without HIP, or this CPU has no chains of fp16
+            multiply-adds.
     """
     module = native()
     if kind == "cpu":

@@ -185,8 +185,9 @@ class PrecisionSection(Section):
     )
     fp16_sums: Literal["fp32", "chains"] = Field(
         default="fp32",
-        description="How products of fp16 matrices are summed: fp32, which widens them; or chains, on Arm CPUs with SVE "
-        "(A64FX): fp16 multiply-adds at twice the rate, at most 64 in a row, then added to fp32; less exact (advanced).",
+        description="How products of fp16 matrices are summed: fp32, which widens them; or chains, on Arm CPUs with "
+        "SVE (A64FX): fp16 multiply-adds at twice the rate, at most 64 in a row, then added to fp32, and less exact "
+        "(advanced).",
     )
     master: Dtype = Field(default="fp32", description="Format of the optimizer's own copy of the weights (advanced).")
     loss_scale: float = Field(

@@ -17,7 +17,12 @@ def test_a_run_and_its_continuation_without_chains(arm: Machine, tmp_path: Path)
 
     def train(name: str, folder: str, resume: str = "none", **changes: object) -> tuple[str, list[float]]:
         toml = tmp_path / f"{name}.toml"
-        settings = {"precision__dtype": "fp16", "checkpoint__every": 3, **changes}
+        settings = {
+            "precision__dtype": "fp16",
+            "checkpoint__every": 3,
+            "learning_rate__schedule": "constant",
+            **changes,
+        }
         write_toml(configuration(corpora, tmp_path / folder, "gpt2", **settings), toml)
         printed = arm.run("a64fx", "-m", "pytrain", "train", toml, "--resume", resume)
         return printed, [x["loss"] for x in read_metrics(tmp_path / folder / "metrics.jsonl") if "loss" in x]

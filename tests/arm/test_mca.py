@@ -30,12 +30,13 @@ def test_the_multiply_adds_bind(tools: None, cpu: str, pipes: int) -> None:
     assert found["matmul_tile"].bound.startswith("pipes ")
     assert found["peak_flops"].fmla_per_cycle >= 0.975 * pipes
     for kernel in (
-        "attention scores, head size 64",
         "attention scores, head size 128",
         "attention scores, head size 144",
         "attention values, 128 keys",
     ):
         assert found[kernel].fmla_per_cycle >= 0.9 * pipes
+    if cpu == "a64fx":
+        assert found["attention scores, head size 64"].fmla_per_cycle >= 1.8
 
 
 def test_chains_of_fp16_come_near_the_pipes(tools: None) -> None:

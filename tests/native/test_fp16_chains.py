@@ -76,7 +76,13 @@ def test_every_transpose_and_size(isa: str, transpose_a: bool, transpose_b: bool
         stored_a, stored_b = (strided(np.ascontiguousarray(x), gap) for x, gap in
                               ((a.T if transpose_a else a, 3), (b.T if transpose_b else b, 1)))  # fmt: skip
         device.matmul(
-            c, stored_a, stored_b, transpose_a=transpose_a, transpose_b=transpose_b, accumulate=accumulate, half="fp16"
+            c,
+            stored_a,
+            stored_b,
+            transpose_a=transpose_a,
+            transpose_b=transpose_b,
+            accumulate=accumulate,
+            half="fp16",
         )
         added = values(before, result).astype(np.float32) if accumulate else np.zeros((m, n), np.float32)
         expected = added.copy() if result == "fp32" else np.zeros((m, n), np.float32)

@@ -102,8 +102,8 @@ PYTRAIN_KEEP_ORDER void matmul_tile_chains(std::int64_t words, const float* a, c
 #define PYTRAIN_MULTIPLY(row)                                         \
     {                                                                 \
         const H factor = halves(set(factors[row]));                   \
-        left##row = svmla_f16_x(pairs, left##row, factor, b_left);    \
-        right##row = svmla_f16_x(pairs, right##row, factor, b_right); \
+        left##row = svmla_f16_m(pairs, left##row, factor, b_left);    \
+        right##row = svmla_f16_m(pairs, right##row, factor, b_right); \
     }
             PYTRAIN_EACH_ROW(PYTRAIN_MULTIPLY)
 #undef PYTRAIN_MULTIPLY

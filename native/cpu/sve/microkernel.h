@@ -60,13 +60,14 @@ void matmul_tile(std::int64_t k, const float* a, const float* b, float* c, std::
 #define PYTRAIN_MULTIPLY(row)                                         \
     {                                                                 \
         const V factor = set(factors[row]);                           \
-        left##row = svmla_f32_x(all(), left##row, factor, b_left);    \
-        right##row = svmla_f32_x(all(), right##row, factor, b_right); \
+        left##row = svmla_f32_m(all(), left##row, factor, b_left);    \
+        right##row = svmla_f32_m(all(), right##row, factor, b_right); \
     }
         PYTRAIN_EACH_ROW(PYTRAIN_MULTIPLY)
 #undef PYTRAIN_MULTIPLY
     };
-    // Two steps a round: a step alone has four instructions around it, which decoders of four would feel.
+    // The merging form is FMLA: given the choice, GCC takes FMAD for some, which overwrites a factor, and a move with
+    // it. Two steps a round: a step alone has four instructions around it, which decoders of four would feel.
     std::int64_t p = 1;
     if (__builtin_expect(k % 2 == 0, 1)) {
         step(a, b);
