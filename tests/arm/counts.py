@@ -100,7 +100,9 @@ class Counter:
                 for offset in range(address - base, address - base + 4 * length, 4):
                     name, instruction = self.functions[offset]
                     counts[name].instructions += times
-                    counts[name].multiply_adds += times * instruction.is_multiply_add
+                    # The products that a tile begins its sums with are its first step of k.
+                    useful = instruction.multiplies if "matmul_tile" in name else instruction.is_multiply_add
+                    counts[name].multiply_adds += times * useful
         return dict(counts)
 
     def _extent(self, maps: str) -> tuple[int, int]:
