@@ -176,7 +176,7 @@ class LearningRateSection(Section):
 
 
 class PrecisionSection(Section):
-    """In which number format things are stored; arithmetic and sums are fp32."""
+    """In which number format things are stored; arithmetic and sums are fp32, unless fp16_sums says otherwise."""
 
     dtype: Dtype = Field(default="fp32", description="Format of weights and activations.")
     gradients: Dtype = Field(default="fp32", description="Format of accumulated gradients (advanced).")
