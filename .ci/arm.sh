@@ -22,8 +22,10 @@ kernels() {
     return "$status"
 }
 short=(tests/native/test_kernels.py tests/native/test_matmul.py::test_packing
-    tests/native/test_matmul.py::test_every_transpose_and_size tests/native/test_attention.py::test_head_sizes)
-whole=(tests/native/test_kernels.py tests/native/test_matmul.py tests/native/test_attention.py)
+    tests/native/test_matmul.py::test_every_transpose_and_size tests/native/test_attention.py::test_head_sizes
+    tests/native/test_fp16_chains.py)
+whole=(tests/native/test_kernels.py tests/native/test_matmul.py tests/native/test_attention.py
+    tests/native/test_fp16_chains.py)
 
 # Two at a time: each is a process that mostly runs on one core.
 (

@@ -126,7 +126,7 @@ class RankModel:
         world = self._placed(world)
         self.grid = Grid(parallel.dp, parallel.pp, parallel.tp, world.rank)
         world.label = self.grid.label
-        self.device = open_device(config.run.device)
+        self.device = open_device(config.run.device, config.precision.fp16_sums)
         self.groups = build_groups(self.grid, world, native_shape(model), model.tied_head)
         self.plan = Plan(config)
         check(self.plan.training)

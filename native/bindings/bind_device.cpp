@@ -22,16 +22,18 @@ using Array = py::array;
 using Object = py::object;
 using Release = py::gil_scoped_release;
 
-std::unique_ptr<CpuDevice> make_device(const std::optional<std::string>& isa, std::optional<int> threads) {
+std::unique_ptr<CpuDevice> make_device(const std::optional<std::string>& isa, std::optional<int> threads,
+                                       bool fp16_chains) {
     check(!threads || *threads >= 1, "threads: must be at least 1, not ", threads.value_or(1));
-    const cpu::Kernels kernels = isa ? cpu::kernels_of(*isa) : cpu::chosen_kernels();
+    cpu::Kernels kernels = isa ? cpu::kernels_of(*isa) : cpu::chosen_kernels();
+    if (fp16_chains) kernels = cpu::with_fp16_chains(kernels);
     return std::make_unique<CpuDevice>(kernels, threads ? *threads : cpu::default_threads());
 }
 
 double peak_flops(CpuDevice& device, std::int64_t repeats, const std::string& dtype) {
     check(repeats >= 0, "repeats: must not be negative, not ", repeats);
     const DType type = dtype_from(dtype);
-    const cpu::Products products = device.kernels().products(type, type);
+    const cpu::Products products = device.kernels().matrix_products(type, type);
     const Release release;
     constexpr std::size_t sink = 64;  // floats, see kernels.h
     std::vector<float> sinks(sink * static_cast<std::size_t>(device.threads()));
@@ -142,10 +144,10 @@ void matmul(Device& device, const Array& c, const Array& a, const Array& b, bool
 void pack(CpuDevice& device, const Array& panel, const Array& source, bool along, const std::string& half, bool pairs) {
     const Tensor from = Arguments(half).rows("source", source, 2);
     const std::int64_t width = source.shape(along ? 0 : 1), k = source.shape(along ? 1 : 0), ld = stride_of(source, 0);
-    const DType type = pairs ? DType::bf16 : DType::fp32;
-    const cpu::Products products = device.kernels().products(type, type);
+    const DType type = pairs ? dtype_from(half) : DType::fp32;
+    const cpu::Products products = device.kernels().matrix_products(type, type);
     const std::int64_t words = products.words(k);
-    check(!pairs || products.word_depth == 2, "pack: ", device.kernels().name, " has no products of bf16 pairs");
+    check(!pairs || products.word_depth == 2, "pack: ", device.kernels().name, " has no products of pairs of ", half);
     check(panel.ndim() == 2 && panel.shape(0) == words && panel.shape(1) >= width, "panel: must be (", words,
           ", at least ", width, "), not ", text_of(shape_of(panel)));
     const std::int64_t panel_width = panel.shape(1);
@@ -387,10 +389,13 @@ void bind_device(py::module_& module) {
     const py::arg_v half = py::arg("half") = "bf16";
     py::class_<CpuDevice, Device> device(module, "CpuDevice", "The CPU as a device.");
     device
-        .def(py::init(&make_device), py::arg("isa") = py::none(), py::arg("threads") = py::none(),
-             "isa: instruction set (default: PYTRAIN_ISA, or the best of this CPU); threads: OMP_NUM_THREADS or the "
-             "cores of\n"
-             "the affinity mask, unless given.")
+        .def(
+            py::init(&make_device), py::arg("isa") = py::none(), py::arg("threads") = py::none(),
+            py::arg("fp16_chains") = false,
+            "isa: instruction set (default: PYTRAIN_ISA, or the best of this CPU); threads: OMP_NUM_THREADS or the "
+            "cores of\n"
+            "the affinity mask, unless given; fp16_chains: products of fp16 matrices in chains of fp16 multiply-adds,\n"
+            "flushed into fp32 (Arm with SVE; raises Error elsewhere).")
         .def_property_readonly("isa", [](const CpuDevice& self) { return self.kernels().name; })
         .def_property_readonly("threads", &CpuDevice::threads)
         .def("peak_flops", &peak_flops, py::arg("repeats"), py::arg("dtype") = "fp32",
@@ -398,7 +403,7 @@ void bind_device(py::module_& module) {
              "made of; returns the FLOPs done.")
         .def("pack", &pack, py::arg("panel"), py::arg("source"), py::arg("along"), half, py::arg("pairs") = false,
              "The packing kernel, for tests: panel (k, panel width) float32 of source (width, k) if along, else (k, "
-             "width); with pairs, panel ((k+1)/2, panel width) of words that each hold two bf16.");
+             "width); with pairs, panel ((k+1)/2, panel width) of words that each hold two bf16 or fp16.");
 }
 
 }  // namespace pytrain

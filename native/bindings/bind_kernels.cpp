@@ -64,9 +64,10 @@ constexpr std::size_t listed_pointers() {
     for (const Field& field : kFields) count += field.pointers;
     return count;
 }
-// Beside the pointers: a name, five sizes, and products of bf16, which only some tables have. A field that is new in
+// Beside the pointers: a name, five sizes, products of bf16 and chains of fp16, which only some tables have, with the
+// length of a chain and whether it is taken (a word, with its padding). A field that is new in
 // Kernels has to be listed above.
-static_assert(sizeof(Kernels) == sizeof(const char*) + 5 * sizeof(std::int64_t) + sizeof(cpu::Products) +
+static_assert(sizeof(Kernels) == sizeof(const char*) + 7 * sizeof(std::int64_t) + 2 * sizeof(cpu::Products) +
                                      listed_pointers() * sizeof(void (*)()));
 
 // Names of the fields of a table in which a pointer is still the scalar one, or null.

@@ -66,6 +66,13 @@ struct Kernels {
     // all of it null: its bf16 operands are widened as they are packed.
     Products bf16;
 
+    // Products of two fp16 operands in fp16 multiply-adds, at most `fp16_chain` in a row before they are flushed into
+    // fp32: faster and less exact, so whole matrices take them only where chain_fp16 is set (select.h), and attention
+    // never. Null where the instruction set has none.
+    Products fp16_chains;
+    std::int64_t fp16_chain;
+    bool chain_fp16;
+
     // --- storage types --------------------------------------------------------------------------
     void (*widen[kDTypes])(float* y, const void* x, std::int64_t n);   // [fp32] copies
     void (*narrow[kDTypes])(void* y, const float* x, std::int64_t n);  // round to nearest even, NaN stays NaN
@@ -120,6 +127,12 @@ struct Kernels {
             widened.pack_across[type] = pack_across[type];
         }
         return widened;
+    }
+
+    // How whole matrices of these types are multiplied.
+    Products matrix_products(DType a, DType b) const {
+        if (chain_fp16 && a == DType::fp16 && b == DType::fp16) return fp16_chains;
+        return products(a, b);
     }
 };
 

@@ -282,6 +282,15 @@ def _head_fits_hip(device: str, head_size: int) -> str | None:
     )
 
 
+def _chains_of_fp16(fp16_sums: str, dtype: str, device: str) -> str | None:
+    if fp16_sums == "fp32" or (dtype == "fp16" and device == "cpu"):
+        return None
+    return (
+        f'precision.fp16_sums "{fp16_sums}" is for fp16 matrices on a CPU, but precision.dtype is "{dtype}" and '
+        f'run.device "{device}"; leave it out, or set both'
+    )
+
+
 RUN_CHECKS = (
     *MODEL_CHECKS,
     Check(("data.sequence_length", "model.context"), _sequence_fits),
@@ -310,4 +319,5 @@ RUN_CHECKS = (
     Check(("parallel.stage_layers", "model.layers", "parallel.pp", "parallel.chunks"), _stages_of_layers),
     Check(("recompute.policy", "parallel.schedule", "parallel.pp"), _full_recompute_now),
     Check(("run.device", "model.head_size"), _head_fits_hip),
+    Check(("precision.fp16_sums", "precision.dtype", "run.device"), _chains_of_fp16),
 )

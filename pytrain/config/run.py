@@ -176,12 +176,18 @@ class LearningRateSection(Section):
 
 
 class PrecisionSection(Section):
-    """In which number format things are stored; arithmetic and sums are fp32."""
+    """In which number format things are stored; arithmetic and sums are fp32, unless fp16_sums says otherwise."""
 
     dtype: Dtype = Field(default="fp32", description="Format of weights and activations.")
     gradients: Dtype = Field(default="fp32", description="Format of accumulated gradients (advanced).")
     gradient_reduction: Dtype = Field(
         default="fp32", description="Format in which gradients travel between ranks (advanced)."
+    )
+    fp16_sums: Literal["fp32", "chains"] = Field(
+        default="fp32",
+        description="How products of fp16 matrices are summed: fp32, which widens them; or chains, on Arm CPUs with "
+        "SVE (A64FX): fp16 multiply-adds at twice the rate, at most 64 in a row, then added to fp32, and less exact "
+        "(advanced).",
     )
     master: Dtype = Field(default="fp32", description="Format of the optimizer's own copy of the weights (advanced).")
     loss_scale: float = Field(
