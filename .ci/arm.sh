@@ -41,5 +41,5 @@ kernels sve256 sve "${short[@]}" || failed=1
 kernels sve2048 sve "${short[@]}" || failed=1
 kernels neoverse-n1 "(neon or test_threads)" "${short[@]}" tests/native/test_threads.py || failed=1
 wait "$first" || failed=1
-pytest_phase arm tests/arm tests/test_symbols.py --arm "$machine" || failed=1
+pytest_phase arm tests/arm tests/test_symbols.py tests/test_arm_instructions.py --arm "$machine" || failed=1
 exit "$failed"
