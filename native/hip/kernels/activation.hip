@@ -1,4 +1,4 @@
-// Activations and rotations. Bound by memory: gelu 2 (backward 3), swiglu 3 (5) and rope 2 elements moved per element
+// Activations and rotations. Bound by memory: gelu 2 (backward 4), swiglu 3 (6) and rope 2 elements moved per element
 // computed, against 10 to 40 FLOPs.
 #include "hip/common.h"
 #include "hip/kernels.h"
@@ -25,7 +25,7 @@ PYTRAIN_KERNEL gelu_backward_kernel(Tensor dx, Tensor dy, Tensor x, Tensor y, st
     PYTRAIN_UNROLL
     for (int j = 0; j < kOctet; ++j) octet.value[j] *= gelu_slope(in.value[j]);
     store_octet(dx, i, n - i, octet);
-    if (!y) return;
+    if (y.data == nullptr) return;
     PYTRAIN_UNROLL
     for (int j = 0; j < kOctet; ++j) in.value[j] = gelu(in.value[j]);
     store_octet(y, i, n - i, in);
@@ -61,7 +61,7 @@ PYTRAIN_KERNEL swiglu_backward_kernel(Tensor dgate_up, Tensor dy, Tensor gate_up
     }
     store_octet(dgate_up, at_gate, n, dgate);
     store_octet(dgate_up, at_up, n, dup);
-    if (!y) return;
+    if (y.data == nullptr) return;
     Octet active = up;
     PYTRAIN_UNROLL
     for (int j = 0; j < kOctet; ++j) active.value[j] *= gate.value[j] * sigmoid(gate.value[j]);
