@@ -1,4 +1,4 @@
-// Activations and rotations. Bound by memory: gelu 2 (backward 3), swiglu 3 (5) and rope 2 elements moved per element
+// Activations and rotations. Bound by memory: gelu 2 (backward 4), swiglu 3 (6) and rope 2 elements moved per element
 // computed, against 10 to 40 FLOPs.
 #include "hip/common.h"
 #include "hip/kernels.h"
