@@ -122,6 +122,7 @@ class RankModel:
         self.grid = Grid(parallel.dp, parallel.pp, parallel.tp, world.rank)
         world.label = self.grid.label
         self.device = open_device(config.run.device)
+        world.use_device(self.device)
         self.groups = build_groups(self.grid, world, native_shape(model), model.tied_head)
         self.plan = Plan(config)
         check(self.plan.training)

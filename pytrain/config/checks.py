@@ -282,6 +282,15 @@ def _head_fits_hip(device: str, head_size: int) -> str | None:
     )
 
 
+def _direct_buffers_of_a_gpu(device_buffers: str, device: str) -> str | None:
+    if device_buffers == "staged" or device == "hip":
+        return None
+    return (
+        f'collectives.device_buffers "{device_buffers}" is about arrays in a GPU\'s memory, and run.device is '
+        f'"{device}"; remove it, or set run.device to "hip"'
+    )
+
+
 RUN_CHECKS = (
     *MODEL_CHECKS,
     Check(("data.sequence_length", "model.context"), _sequence_fits),
@@ -310,4 +319,5 @@ RUN_CHECKS = (
     Check(("parallel.stage_layers", "model.layers", "parallel.pp", "parallel.chunks"), _stages_of_layers),
     Check(("recompute.policy", "parallel.schedule", "parallel.pp"), _full_recompute_now),
     Check(("run.device", "model.head_size"), _head_fits_hip),
+    Check(("collectives.device_buffers", "run.device"), _direct_buffers_of_a_gpu),
 )
