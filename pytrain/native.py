@@ -32,8 +32,12 @@ def native() -> "ModuleType":
     return _native
 
 
-def open_device(kind: str) -> "Device":
+def open_device(kind: str, what: str = 'run.device = "hip"') -> "Device":
     """The device that `run.device` names: "cpu", or "hip" for the first GPU that this process sees.
+
+    Args:
+        kind: of these two.
+        what: asked for it, for the message.
 
     Raises:
         UserError: there is no GPU, or the native module was built without HIP.
@@ -45,5 +49,5 @@ def open_device(kind: str) -> "Device":
     try:
         gpu: Device = module.hip_device(0)
     except module.Error as error:
-        raise UserError(f'run.device = "hip": {error}') from None
+        raise UserError(f"{what}: {error}") from None
     return gpu

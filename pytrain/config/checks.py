@@ -273,7 +273,8 @@ HIP_LARGEST_HEAD = 208
 """The widest head that native/hip/kernels compiles attention for."""
 
 
-def _head_fits_hip(device: str, head_size: int) -> str | None:
+def head_fits_hip(device: str, head_size: int) -> str | None:
+    """Why the GPU has no attention for heads of this size, if it has none."""
     if device != "hip" or head_size <= HIP_LARGEST_HEAD:
         return None
     return (
@@ -318,6 +319,6 @@ RUN_CHECKS = (
     Check(("parallel.chunks", "parallel.schedule", "parallel.pp"), _chunks_for_interleaving),
     Check(("parallel.stage_layers", "model.layers", "parallel.pp", "parallel.chunks"), _stages_of_layers),
     Check(("recompute.policy", "parallel.schedule", "parallel.pp"), _full_recompute_now),
-    Check(("run.device", "model.head_size"), _head_fits_hip),
+    Check(("run.device", "model.head_size"), head_fits_hip),
     Check(("collectives.device_buffers", "run.device"), _direct_buffers_of_a_gpu),
 )
