@@ -126,6 +126,8 @@ public:
     virtual void release(void* pointer) = 0;
     virtual void* allocate_pinned(std::size_t bytes) = 0;  // host memory that copies and MPI may use
     virtual void release_pinned(void* pointer) = 0;
+    // Whether these bytes lie in memory of the device's own, which an MPI that knows no GPUs must not be handed.
+    virtual bool is_device_memory(const void* pointer, std::size_t bytes) const = 0;
     virtual std::size_t bytes_in_use(MemoryKind kind) const = 0;
     virtual std::size_t bytes_peak(MemoryKind kind) const = 0;
     // Makes room for operations up to these sizes; called before step 0, never inside a step.

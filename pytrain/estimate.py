@@ -139,11 +139,7 @@ def report(config: "RunConfig") -> str:
     layout = native().Layout(shape, 0, shape.op_count)
     disk = checkpoint.required_bytes(checkpoint_entries(layout, policy))
     free = checkpoint.free_bytes(config.run.folder)
-    started = time.perf_counter()
-    peak = config.run.peak_tflops * 1e12 if config.run.peak_tflops else measured_peak()
     flops = hardware_flops(config.model, config.data.sequence_length, config.recompute.of_stage(0)) * tokens
-    seconds = flops / (ASSUMED_SHARE * peak * ranks)
-    source = "configured" if config.run.peak_tflops else f"probed in {time.perf_counter() - started:.1f} s"
     per_token = model_flops(config.model, config.data.sequence_length)
     whose = "" if ranks == 1 else f" on the rank that takes most (pp {memory.pp_rank}, tp {memory.tp_rank})"
     together = "" if ranks == 1 else f" on each of {ranks} ranks, waits not counted"
@@ -157,10 +153,24 @@ def report(config: "RunConfig") -> str:
         f"checkpoint:  {_bytes(disk)} each, {_bytes(free)} free at {Path(config.run.folder).absolute()}"
         + ("" if disk <= free else ": TOO LITTLE ROOM for one"),
         f"arithmetic:  {per_token / 1e9:.3f} GFLOP per token, {flops / 1e15:.3f} PFLOP in all",
-        f"time:        about {timedelta(seconds=round(seconds))}, at {ASSUMED_SHARE:.0%} of a peak of "
-        f"{peak / 1e12:.3f} TFLOP/s ({source}){together}; `pytrain bench step` measures what it really is",
+        f"time:        {_time(config, flops / ranks)}{together}; `pytrain bench step` measures what it really is",
     ]
     return "\n".join(lines)
+
+
+def _time(config: "RunConfig", flops: float) -> str:
+    """How long one rank takes for its arithmetic. Only the CPU's peak is probed: a GPU's has to be given."""
+    started = time.perf_counter()
+    if config.run.peak_tflops:
+        peak, source = config.run.peak_tflops * 1e12, "configured"
+    elif config.run.device != "cpu":
+        return "n/a: give the peak of the GPU as run.peak_tflops"
+    else:
+        peak = measured_peak()
+        source = f"probed in {time.perf_counter() - started:.1f} s"
+    seconds = round(flops / (ASSUMED_SHARE * peak))
+    rate = f"{ASSUMED_SHARE:.0%} of a peak of {peak / 1e12:.3f} TFLOP/s ({source})"
+    return f"about {timedelta(seconds=seconds)}, at {rate}"
 
 
 def _bytes(size: int) -> str:

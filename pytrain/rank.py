@@ -127,6 +127,7 @@ class RankModel:
         self.grid = Grid(parallel.dp, parallel.pp, parallel.tp, world.rank)
         world.label = self.grid.label
         self.device = open_device(config.run.device, config.precision.fp16_sums)
+        world.use_device(self.device)
         self.groups = build_groups(self.grid, world, native_shape(model), model.tied_head)
         self.plan = Plan(config)
         check(self.plan.training)

@@ -2,6 +2,7 @@
 #include <string_view>
 
 #include "bindings/bind.h"
+#include "bindings/dlpack.h"
 #include "bindings/flat_range.h"
 #include "core/buffer.h"
 
@@ -14,6 +15,39 @@ MemoryKind kind_from(const std::string& name) {
     for (int i = 0; i < static_cast<int>(MemoryKind::count); ++i)
         if (name == name_of(static_cast<MemoryKind>(i))) return static_cast<MemoryKind>(i);
     throw Error(message("memory kind '", name, "' is not known"));
+}
+
+// Pinned host memory of a device, as bytes: what copies on its queues and an MPI that knows no GPUs may use.
+class PinnedBuffer {
+public:
+    PinnedBuffer(Device& device, std::int64_t bytes) : device_(device), bytes_(bytes) {
+        check(bytes >= 0, "a buffer of ", bytes, " bytes cannot be");
+        data_ = device.allocate_pinned(static_cast<std::size_t>(bytes));
+    }
+    ~PinnedBuffer() { device_.release_pinned(data_); }
+    PinnedBuffer(const PinnedBuffer&) = delete;
+    PinnedBuffer& operator=(const PinnedBuffer&) = delete;
+
+    std::int64_t bytes() const { return bytes_; }
+    void* data() const { return data_; }
+
+private:
+    Device& device_;
+    std::int64_t bytes_;
+    void* data_ = nullptr;
+};
+
+py::capsule lend(const py::object& self, const py::object& max_version, const py::object& dl_device,
+                 const py::object& copy) {
+    const Buffer& buffer = self.cast<const Buffer&>();
+    const dlpack::DLDevice device = buffer.dlpack_device();
+    const bool elsewhere = !dl_device.is_none() &&
+                           !dl_device.equal(py::make_tuple(static_cast<int>(device.device_type), device.device_id));
+    if (elsewhere || (!copy.is_none() && copy.cast<bool>()))
+        throw py::buffer_error("this buffer is lent where it lies, and not copied");
+    if (!max_version.is_none() && max_version.cast<std::pair<int, int>>().first >= 1)
+        return dlpack::lend<dlpack::DLManagedTensorVersioned>(buffer.tensor(), buffer.elements(), device, self);
+    return dlpack::lend<dlpack::DLManagedTensor>(buffer.tensor(), buffer.elements(), device, self);
 }
 }  // namespace
 
@@ -76,7 +110,32 @@ void bind_core(py::module_& module) {
                 interface["version"] = 3;
                 return interface;
             },
-            "For a GPU-aware MPI (mpi4py takes it), version 3; AttributeError on the CPU.");
+            "For a GPU-aware MPI (mpi4py takes it), version 3; AttributeError on the CPU.")
+        .def("__dlpack_device__",
+             [](const Buffer& buffer) {
+                 const dlpack::DLDevice device = buffer.dlpack_device();
+                 return py::make_tuple(static_cast<int>(device.device_type), device.device_id);
+             })
+        .def(
+            "__dlpack__",
+            // What was called from Python is done when it returns, so that no stream has anything to wait for.
+            [](const py::object& self, const py::object&, const py::object& max_version, const py::object& dl_device,
+               const py::object& copy) { return lend(self, max_version, dl_device, copy); },
+            py::kw_only(), py::arg("stream") = py::none(), py::arg("max_version") = py::none(),
+            py::arg("dl_device") = py::none(), py::arg("copy") = py::none(),
+            "(elements,) float32 or uint16 as a capsule without a copy; BufferError where a copy is asked for.");
+    py::class_<PinnedBuffer>(module, "PinnedBuffer",
+                             "Host memory that copies of a device's queues and MPI may use, counted as staging.")
+        .def(py::init<Device&, std::int64_t>(), py::arg("device"), py::arg("bytes"), py::keep_alive<1, 2>())
+        .def_property_readonly("bytes", &PinnedBuffer::bytes)
+        .def_property_readonly(
+            "array",
+            [](const py::object& self) {
+                const PinnedBuffer& buffer = self.cast<const PinnedBuffer&>();
+                return py::array(py::dtype::of<std::uint8_t>(), {static_cast<py::ssize_t>(buffer.bytes())},
+                                 buffer.data(), self);
+            },
+            "(bytes,) uint8; shares the buffer's memory");
 }
 
 }  // namespace pytrain

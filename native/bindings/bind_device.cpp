@@ -62,6 +62,30 @@ void copy(Device& device, const Array& destination, const Array& source) {
     finish(device);
 }
 
+// Of the communication queue, beside what the compute queue does.
+void start_copy(Device& device, const Array& destination, const Array& source) {
+    check(destination.nbytes() == source.nbytes(), "destination: holds ", destination.nbytes(), " bytes, but source ",
+          source.nbytes());
+    check((destination.flags() & source.flags() & Array::c_style) && destination.writeable(),
+          "start_copy: both arrays must be C-contiguous, and destination writeable");
+    void* const to = const_cast<void*>(destination.data());
+    const void* const from = source.data();
+    const auto bytes = static_cast<std::size_t>(source.nbytes());
+    const Release release;
+    device.copy(to, from, bytes, device.communication_queue());
+}
+
+void finish_copies(Device& device) {
+    const Release release;
+    Event* const event = device.record(device.communication_queue());
+    device.synchronize(event);
+    device.release(event);
+}
+
+bool is_device_memory(const Device& device, const Array& array) {
+    return device.is_device_memory(array.data(), static_cast<std::size_t>(array.nbytes()));
+}
+
 void convert(Device& device, const Array& destination, const Array& source, const std::string& half) {
     const Arguments arguments(half);
     const Tensor from = arguments.flat("source", source);
@@ -341,6 +365,11 @@ void bind_operations(py::module_& module) {
         .def("reserve", &Device::reserve, py::arg("rows"), py::arg("width"), py::arg("head_size"), Gil(),
              "Makes room for operations on rows of `width` elements and heads of `head_size`; needed before them.")
         .def("copy", &copy, py::arg("destination"), py::arg("source"), "Copies bytes, with all threads.")
+        .def("start_copy", &start_copy, py::arg("destination"), py::arg("source"),
+             "Copies bytes on the communication queue; both arrays belong to the copy until `finish_copies` returns.")
+        .def("finish_copies", &finish_copies, "Waits on an event after all copies that were started.")
+        .def("is_device_memory", &is_device_memory, py::arg("array"),
+             "Whether a C-contiguous array lies in memory of a GPU, which an MPI that knows none must not be handed.")
         .def("convert", &convert, py::arg("destination"), py::arg("source"), half,
              "destination = source, rounded to its type.")
         .def("add", &add, py::arg("destination"), py::arg("source"), half, "destination += source, in fp32.")

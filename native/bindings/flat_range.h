@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "bindings/bind.h"
+#include "bindings/dlpack.h"
 #include "core/buffer.h"
 
 namespace pytrain {
@@ -32,7 +33,14 @@ public:
     std::int64_t elements() const { return elements_; }
     const std::string& kind() const { return kind_; }
     Tensor tensor() const { return tensor_; }
-    bool on_gpu() const { return std::string_view(device_.name()) == "hip"; }
+    bool on_gpu() const {
+        return device_.is_device_memory(tensor_.data, static_cast<std::size_t>(elements_) * size_of(tensor_.dtype));
+    }
+    // A process opens the first GPU that it sees, which is number 0 to it.
+    dlpack::DLDevice dlpack_device() const {
+        if (on_gpu()) return {dlpack::on_rocm, 0};
+        return {std::string_view(device_.name()) == "hip" ? dlpack::on_rocm_host : dlpack::on_cpu, 0};
+    }
 
 private:
     Device& device_;

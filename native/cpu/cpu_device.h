@@ -28,6 +28,7 @@ public:
     void release(void* pointer) override;
     void* allocate_pinned(std::size_t bytes) override;
     void release_pinned(void* pointer) override;
+    bool is_device_memory(const void*, std::size_t) const override { return false; }  // it is the host's
     std::size_t bytes_in_use(MemoryKind kind) const override;
     std::size_t bytes_peak(MemoryKind kind) const override;
     void reserve(std::int64_t rows, std::int64_t width, std::int64_t head_size) override;

@@ -70,6 +70,9 @@ void HipDevice::release(void* pointer) {
     memory_->release(pointer);
 }
 void HipDevice::release_pinned(void* pointer) { release(pointer); }
+bool HipDevice::is_device_memory(const void* pointer, std::size_t bytes) const {
+    return memory_->holds_for_gpu(pointer, bytes);
+}
 
 void HipDevice::reserve(std::int64_t, std::int64_t width, std::int64_t) {
     const std::size_t bytes = workspace_bytes(width);

@@ -284,6 +284,11 @@ class CollectivesSection(Section):
         description="Sum and gather beside computation; false waits for every sum at once, to measure what "
         "overlap is worth. Results do not change.",
     )
+    device_buffers: Literal["staged", "direct"] = Field(
+        default="staged",
+        description="How arrays in a GPU's memory reach MPI: through pinned host memory, which any MPI takes, or, "
+        "where MPI says that it knows AMD GPUs, direct.",
+    )
     watchdog_seconds: float = Field(
         default=600.0,
         ge=0,

@@ -1,6 +1,6 @@
 """Runs under mpiexec: trains the same small model on one grid after another, and compares with one process.
 
-    mpiexec -n 4 python -m tests.parallel.grid_worker CASES.json RESULTS.json
+    mpiexec -n 4 python -m tests.parallel.grid_worker CASES.json RESULTS.json [staged|direct]
 
 Each case is an object with the keys of `[parallel]`, a `shape` (see SHAPES) and optionally `recompute` and `steps`.
 Rank 0 writes a list of results; the test that started this decides.
@@ -210,7 +210,8 @@ def main() -> None:
     from mpi4py import MPI
 
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    world = world_group(Settings(own=True, check="each"), MPI.COMM_WORLD)
+    how: Any = sys.argv[3] if len(sys.argv) > 3 else "staged"  # for arrays in a GPU's memory
+    world = world_group(Settings(own=True, check="each", device_buffers=how), MPI.COMM_WORLD)
     results, alone = [], {}
     for number, case in enumerate(cases):
         size = case.get("dp", 1) * case.get("pp", 1) * case.get("tp", 1)
