@@ -1,14 +1,17 @@
 """Where the HIP device's data lies, and how it leaves: DLPack, pinned memory, copies on the communication queue."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from pytrain import _native
 from pytrain.checkpoint.parts import Part, Snapshot
 from pytrain.collectives.device_memory import NOTHING, WHOLE, DeviceMemory, outside
 from pytrain.collectives.wire import Limits
+from tests import runs
 
 ROCM, ROCM_HOST = 10, 11
 
@@ -112,3 +115,18 @@ def test_a_snapshot_is_filled_by_the_communication_queue(device: _native.Device,
     snapshot.settle()
     buffer.array[:] = 0
     assert snapshot.parts["a"][0].data.tobytes() + snapshot.parts["b"][0].data.tobytes() == before.tobytes()
+
+
+def test_an_asynchronous_checkpoint_holds_what_the_device_did(tmp_path: Path) -> None:
+    """Each tensor of step 1, which a thread wrote from the snapshot while step 2 ran, as a run on the CPU has it."""
+    corpora = runs.make_corpora(tmp_path / "corpora")
+    saved: dict[str, dict[str, Any]] = {}
+    for name in ("cpu", "hip"):
+        folder = tmp_path / name
+        runs.quiet_train(runs.configuration(corpora, folder, run__steps=2, run__device=name, checkpoint__every=1))
+        files = sorted((folder / "checkpoints" / "step-000001").glob("*.safetensors"))
+        saved[name] = {key: value for path in files for key, value in load_file(path).items()}
+    assert len(saved["cpu"]) > 20
+    assert saved["hip"].keys() == saved["cpu"].keys()
+    for key, wanted in saved["cpu"].items():
+        assert np.linalg.norm(saved["hip"][key] - wanted) <= 1e-4 * np.linalg.norm(wanted), key
