@@ -114,11 +114,15 @@ typedef std::uint32_t Chunk __attribute__((vector_size(16)));
 #if defined(__HIPCC__) && defined(__HIP_DEVICE_COMPILE__)
 PYTRAIN_INLINE void keep_order() { __builtin_amdgcn_sched_barrier(0); }
 typedef const __attribute__((address_space(1))) char* GlobalBytes;
+PYTRAIN_INLINE int uniform(int value) { return __builtin_amdgcn_readfirstlane(value); }
 PYTRAIN_INLINE GlobalBytes kept_scalar(GlobalBytes address) {
+    const auto bits = (std::uint64_t)address;  // newer compilers want to be told that it is the same in all lanes
+    const auto low = static_cast<std::uint32_t>(uniform(static_cast<int>(bits)));
+    const auto high = static_cast<std::uint32_t>(uniform(static_cast<int>(bits >> 32)));
+    address = (GlobalBytes)(static_cast<std::uint64_t>(high) << 32 | low);
     asm volatile("" : "+s"(address));
     return address;
 }
-PYTRAIN_INLINE int uniform(int value) { return __builtin_amdgcn_readfirstlane(value); }
 PYTRAIN_INLINE std::uint32_t kept_offset(std::uint32_t offset) {
     asm volatile("" : "+v"(offset));
     return offset;

@@ -269,7 +269,7 @@ def _full_recompute_now(policy: tuple[str, ...], schedule: str, pp: int) -> str 
     )
 
 
-HIP_LARGEST_HEAD = 208
+HIP_LARGEST_HEAD = 256
 """The widest head that native/hip/kernels compiles attention for."""
 
 

@@ -66,7 +66,15 @@ def test_tiles(
     device: _native.Device, random: np.random.Generator, dtype: str, transpose_a: bool, transpose_b: bool
 ) -> None:
     """Aligned operands, which go by chunks, around the edges of the tiles of 128 x 128 and of the steps of k."""
-    for m, n, k in [(128, 128, 64), (136, 264, 160), (1160, 8, 40), (64, 200, 72), (129, 130, 33), (40, 24, 96), (8, 16, 128)]:
+    for m, n, k in [
+        (128, 128, 64),
+        (136, 264, 160),
+        (1160, 8, 40),
+        (64, 200, 72),
+        (129, 130, 33),
+        (40, 24, 96),
+        (8, 16, 128),
+    ]:
         a = stored(random.normal(size=(k, m) if transpose_a else (m, k)), dtype)
         b = stored(random.normal(size=(n, k) if transpose_b else (k, n)), dtype)
         c = empty((m, n), "fp32")
