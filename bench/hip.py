@@ -9,7 +9,7 @@ LDS and barriers while another multiplies); `alone` is that of one wave.
     python -m bench.hip [--json FILE] [--build FOLDER] [--architecture gfx942]
 
 gfx942 (MI300) takes clang 19 (`apt-get install clang-19 llvm-19`). HIP's headers and device libraries stay those of
-5.2, which have no file for it: that of gfx90a stands in, which tells the mathematical functions what both GPUs have.
+5.2, which have no file for it: that of gfx90a stands in, which tells the mathematical functions what both have.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def test_grouped_queries(device: _native.Device, heads: int, kv_heads: int) -> N
 
 
 def scattered_first_keys(dtype: str) -> Case:
-    """Queries see themselves alone, but one of each sequence sees all: a block's least first key is anywhere."""
+    """Queries see themselves alone, but one of each sequence sees all: the least first key can be anywhere."""
     case = Case(8, 256, 1, 1, 16, documents=True, dtype=dtype, seed=5)
     starts = np.tile(np.arange(256, dtype=np.int32), (8, 1))
     starts[np.arange(8), 128 + np.array([1, 40, 63, 64, 77, 95, 100, 127])] = 0

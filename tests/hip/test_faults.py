@@ -1,5 +1,5 @@
-"""What the other tests of this folder would notice: every barrier of every kernel, left out in turn, fails one of
-them, and so does a matrix product of each kernel whose result has two rows exchanged.
+"""What the other tests notice: every barrier of every kernel, left out in turn, fails one of them, and so do two
+exchanged rows in the results of any kernel's matrix instructions.
 
 The shim leaves the barrier out (or exchanges the rows) in one kernel at a time; nothing is compiled anew.
 """
@@ -44,8 +44,8 @@ def on_hip(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     SHIM.set_order("ascending")
 
 
-def attention(head_size: int, dtype: str, length: int = 140) -> Check:
-    case = AttentionCase(1, length, 2, 1, head_size, documents=True, dtype=dtype, seed=1)
+def attention(head_size: int, dtype: str, length: int = 140, heads: int = 2) -> Check:
+    case = AttentionCase(1, length, heads, 1, head_size, documents=True, dtype=dtype, seed=1)
     return lambda device, random: test_attention.check(device, case)
 
 
@@ -65,7 +65,7 @@ def long_product(device: _native.Device, random: np.random.Generator) -> None:
 FIRST_KEYS = test_attention.scattered_first_keys("bf16")
 ATTENTION: list[Check] = [
     attention(40, "bf16"),
-    attention(256, "fp32", 70),
+    attention(256, "fp32", 70, 1),
     lambda device, random: test_attention.check(device, FIRST_KEYS),
 ]
 CHECKS: dict[str, list[Check]] = {

@@ -188,7 +188,6 @@ struct TileProduct {
 // What a block writes where k is cut: its slice's sums, and nothing else yet.
 PYTRAIN_INLINE Matmul slice_of(const MatmulArguments& arguments, std::int64_t slice) {
     Matmul product = arguments.product;
-    if (arguments.slices == 1) return product;
     const std::int64_t stride = arguments.tiles_n * kTile;
     product.c = {arguments.partials + slice * arguments.tiles_m * kTile * stride, DType::fp32};
     product.ldc = stride;
@@ -221,8 +220,12 @@ PYTRAIN_KERNEL matmul_kernel(MatmulArguments arguments) {
     else
         tile.template run_whole<false>(whole);
     for (std::int64_t step = begin + whole; step < end; ++step) tile.run_edge(tile_row, tile_column, step);
-    write_sums(slice_of(arguments, slice), tile.sums, tile.left, tile_row + tile.wave_row,
-               tile_column + tile.wave_column);
+    // Two calls: addresses that might be one's or the other's would not be known to lie in global memory.
+    const std::int64_t row = tile_row + tile.wave_row, column = tile_column + tile.wave_column;
+    if (arguments.slices == 1)
+        write_sums(arguments.product, tile.sums, tile.left, row, column);
+    else
+        write_sums(slice_of(arguments, slice), tile.sums, tile.left, row, column);
 }
 
 // The slices' sums in order, and what every product ends with.

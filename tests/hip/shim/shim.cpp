@@ -315,13 +315,15 @@ void set_fault(const Fault& fault) { machine().fault = fault; }
 
 std::vector<std::string> launched_kernels() {
     std::vector<std::string> names;
-    for (const void* kernel : machine().launched) names.push_back(symbol_of(kernel));
+    for (const void* kernel : machine().launched)
+        if (std::string symbol = symbol_of(kernel); !symbol.empty()) names.push_back(std::move(symbol));
     return names;
 }
 
 std::vector<BarrierSite> barriers_reached() {
     std::vector<BarrierSite> sites;
-    for (const auto& [kernel, file, line] : machine().barriers) sites.push_back({symbol_of(kernel), file, line});
+    for (const auto& [kernel, file, line] : machine().barriers)
+        if (std::string symbol = symbol_of(kernel); !symbol.empty()) sites.push_back({std::move(symbol), file, line});
     return sites;
 }
 
