@@ -271,7 +271,8 @@ py::tuple softmax_columns(const std::string& isa, const Floats& x, const Floats&
                           float factor) {
     if (x.ndim() != 2 || maximum.size() != x.shape(1) || denominator.size() != x.shape(1))
         throw Error("softmax_columns needs x (rows, columns) and statistics (columns)");
-    Floats weights = copy_of_matrix(x), largest = copy_of(maximum), sum = copy_of(denominator), shrink = row_of(x.shape(1));
+    Floats weights = copy_of_matrix(x), largest = copy_of(maximum), sum = copy_of(denominator),
+           shrink = row_of(x.shape(1));
     float *const x_out = weights.mutable_data(), *const maximum_out = largest.mutable_data();
     float *const sum_out = sum.mutable_data(), *const shrink_out = shrink.mutable_data();
     const bool changed = run(isa, [&](const Kernels& kernels) {

@@ -29,7 +29,8 @@ struct ForwardScratch {
         k_panels = room.take(tiles.forward_keys / tiles.panel_rows * tiles.query_panel());
         v_panels = room.take(tiles.depth_rows / tiles.panel_rows * tiles.left_value_panel());
         scores = room.take(tiles.forward_keys * tiles.panel_columns);
-        weights = tiles.products.word_depth > 1 ? room.take(tiles.panel(tiles.forward_keys, tiles.panel_columns)) : scores;
+        weights =
+            tiles.products.word_depth > 1 ? room.take(tiles.panel(tiles.forward_keys, tiles.panel_columns)) : scores;
         sums = room.take(groups * tiles.depth_rows * tiles.panel_columns);
         out_rows = room.take(tiles.panel_columns * tiles.depth);
         maximum = room.take(tiles.forward_queries);
@@ -93,7 +94,8 @@ struct ForwardTask {
         for (int64_t i = 0; i < width; ++i) scratch.factor[i] = 1.0f / denominator[i];
         kernels.scale_columns(sums, scratch.factor, tiles.depth_rows, width);
         // Packing one panel as wide as the head transposes.
-        kernels.pack_along[static_cast<int>(DType::fp32)](scratch.out_rows, sums, width, rows, tiles.depth, tiles.depth);
+        kernels.pack_along[static_cast<int>(DType::fp32)](scratch.out_rows, sums, width, rows, tiles.depth,
+                                                          tiles.depth);
         for (int64_t i = 0; i < rows; ++i) {
             const Tensor out = head.out_row(attention.out, query + row + i);
             kernels.narrow[static_cast<int>(out.dtype)](out.data, scratch.out_rows + i * tiles.depth, tiles.depth);
@@ -167,8 +169,8 @@ void attention_forward(const Kernels& kernels, Workspace& workspace, const Atten
         queries = ceil_to(queries / 2, tiles.panel_columns);
     const int64_t cuts = tiles_of_queries();
     queries = ceil_to((attention.query_rows + cuts - 1) / cuts, tiles.panel_columns);
-    // The last tiles see the most keys: they go first, so that no thread is left with a long one at the end. Where there
-    // are many heads, one after the other, so that its keys and values stay in a cache.
+    // The last tiles see the most keys: they go first, so that no thread is left with a long one at the end. Where
+    // there are many heads, one head goes after the other, so that its keys and values stay in a cache.
     const bool head_by_head = pairs >= kTasksPerThread * workspace.threads();
     parallel_for(workspace.threads(), pairs * cuts, [&](int64_t task, int thread) {
         const int64_t pair = head_by_head ? task / cuts : task % pairs;

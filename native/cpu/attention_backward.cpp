@@ -6,7 +6,8 @@
 //
 // By heads: one task per sequence and kv head walks over its tiles of keys and, for each, over its tiles of queries.
 // Weights are computed once, five products; but dq of the whole sequence is summed in fp32 beside (in the workspace
-// that products have anyway), and there are no more tasks than heads. So this is for many heads and few threads.
+// that products have anyway, for the heads under way), and there are no more tasks than heads. So this is for many
+// heads and few threads.
 //
 // In both, every element has one writer and one order of addition: tiles of keys begin at multiples of key_rows, tiles
 // of queries at multiples of their size, and both ascend.
@@ -213,11 +214,12 @@ struct Pass {
                      tiles.panel_columns, tiles.depth, tiles.row_panel());
         pack_columns(tiles.products, scratch.dout_columns, head.out_row(gradients.dout, query), head.out_stride(),
                      queries, tiles.panel_columns, tiles.depth, tiles.row_panel());
-        // The first query, counted in the tile, that sees a key; earlier ones would add zeros to sums that begin at zero.
+        // The first query, counted in the tile, that sees a key; earlier ones would add zeros to sums begun at zero.
         const auto first_seer = [&](int64_t k) {
             return std::clamp<int64_t>(k - attention.query_offset - query, 0, queries);
         };
-        for (int64_t row = first_seer(key) / tiles.panel_rows * tiles.panel_rows; row < queries; row += tiles.panel_rows)
+        for (int64_t row = first_seer(key) / tiles.panel_rows * tiles.panel_rows; row < queries;
+             row += tiles.panel_rows)
             score(scratch.score, scratch.score.weights + row * tiles.keys, scratch.score.dscores + row * tiles.keys,
                   head, row / tiles.panel_rows, query + row, std::min(tiles.panel_rows, queries - row), key, keys);
         for (int64_t row = 0; row < keys; row += tiles.panel_rows) {

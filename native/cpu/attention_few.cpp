@@ -41,8 +41,8 @@ struct FewScratch {
 };
 
 // Carries on the softmax and the sums of the queries with keys [key, key + visible).
-void add_keys(const Kernels& kernels, const AttentionTiles& tiles, const AttentionHead& head,
-              const FewScratch& scratch, int64_t begin, int64_t queries, int64_t key, int64_t visible) {
+void add_keys(const Kernels& kernels, const AttentionTiles& tiles, const AttentionHead& head, const FewScratch& scratch,
+              int64_t begin, int64_t queries, int64_t key, int64_t visible) {
     const Attention& attention = head.attention;
     const int64_t width = tiles.panel_columns;
     constexpr auto fp32 = static_cast<int>(DType::fp32);
@@ -51,14 +51,16 @@ void add_keys(const Kernels& kernels, const AttentionTiles& tiles, const Attenti
     for (int64_t column = 0; column < visible; column += width)
         tiles.multiply(tiles.depth, scratch.q_panel, scratch.k_panels + column / width * tiles.key_panel(),
                        scratch.rows + column, scratch.stride, false);
-    kernels.pack_along[fp32](scratch.columns, scratch.rows, scratch.stride, visible, queries, scratch.width);  // transposes
+    // Packing one panel transposes.
+    kernels.pack_along[fp32](scratch.columns, scratch.rows, scratch.stride, visible, queries, scratch.width);
     hide_unseen(head, scratch.columns, scratch.width, begin, queries, key, visible);
     const bool changed = kernels.softmax_columns(scratch.columns, scratch.maximum, scratch.denominator, scratch.factor,
                                                  score_scale(attention), visible, scratch.width);
     if (changed)
         for (int64_t i = 0; i < queries; ++i)
             kernels.scale(scratch.sums + i * tiles.padded, scratch.factor[i], tiles.depth);
-    tiles.products.pack_across[fp32](scratch.weights, scratch.columns, scratch.width, visible, queries, tiles.panel_rows);
+    tiles.products.pack_across[fp32](scratch.weights, scratch.columns, scratch.width, visible, queries,
+                                     tiles.panel_rows);
     pack_columns(tiles.products, scratch.v_panels, head.key_row(attention.v, key), attention.kv_stride, visible, width,
                  tiles.depth, scratch.v_panel);
     for (int64_t panel = 0; panel < tiles.depth_panels(); ++panel)

@@ -17,9 +17,9 @@ constexpr std::int64_t kForwardFloats = 768 * 64;
 
 // Sizes of tiles, from the table and the head size alone.
 //
-// Backward, a tile of queries is about 100 rows, so that a packed key or value meets 100 multiply-adds; its query rows go
-// through the products one panel of tile_rows at a time, so that the causal edge wastes little. A tile of keys is 256,
-// since each meets the packing of all queries: with a head size of 64, keys and values packed are 64 KiB each, and
+// Backward, a tile of queries is about 100 rows, so that a packed key or value meets 100 multiply-adds; its query rows
+// go through the products one panel of tile_rows at a time, so that the causal edge wastes little. A tile of keys is
+// 256, since each meets the packing of all queries: with a head size of 64, keys and values packed are 64 KiB each, and
 // everything a task holds is within a second-level cache of 1 MiB.
 //
 // Forward, scores have keys as rows and queries as columns: they are the right operand of the next product as they are,
@@ -59,9 +59,9 @@ struct AttentionTiles {
 
     const Products products;
     std::int64_t panel_rows, panel_columns;
-    std::int64_t depth, padded;  // head size, and rounded up to whole tiles
-    std::int64_t queries, keys;  // per tile
-    std::int64_t key_rows;  // keys per tile where keys are the rows of a product: whole panels, at most `keys`
+    std::int64_t depth, padded;    // head size, and rounded up to whole tiles
+    std::int64_t queries, keys;    // per tile
+    std::int64_t key_rows;         // keys per tile where keys are the rows of a product: whole panels, at most `keys`
     std::int64_t depth_rows;       // head size where it is the rows of a product: rounded up to whole panels
     std::int64_t forward_queries;  // per tile of the forward pass, at most
     std::int64_t forward_keys;     // per tile of the forward pass, whole panels
@@ -137,8 +137,8 @@ inline void pack_columns(const Products& products, float* panels, const Tensor& 
     const auto kernel = products.pack_across[static_cast<int>(source.dtype)];
     for (std::int64_t row = 0; row < rows; row += kColumnRows)
         for (std::int64_t column = 0; column < depth; column += width)
-            kernel(panels + column / width * stride + products.words(row) * width, source.at(row * ld + column).data, ld,
-                   std::min(kColumnRows, rows - row), std::min(width, depth - column), width);
+            kernel(panels + column / width * stride + products.words(row) * width, source.at(row * ld + column).data,
+                   ld, std::min(kColumnRows, rows - row), std::min(width, depth - column), width);
 }
 
 // How the products of an attention are made: all of them from bf16 where q, k and v (and dout) are. Weights and their

@@ -94,9 +94,9 @@ struct Kernels {
     float (*maximum)(const float* x, std::int64_t n);  // -inf for n = 0
     // y = exp(scale*x - shift), returns the sum; y may be x
     float (*exp_sum)(float* y, const float* x, float scale, float shift, std::int64_t n);
-    // One step of a softmax over blocks of keys; x (rows, columns): scores, a key per row and a query per column. Carries
-    // maximum and denominator (columns) on, x becomes exp(scale * (x - maximum)), factor (columns) is what earlier sums
-    // shrink by. Returns whether any maximum changed.
+    // One step of a softmax over blocks of keys; x (rows, columns): scores, a key per row and a query per column.
+    // Carries maximum and denominator (columns) on, x becomes exp(scale * (x - maximum)), factor (columns) is what
+    // earlier sums shrink by. Returns whether any maximum changed.
     bool (*softmax_columns)(float* x, float* maximum, float* denominator, float* factor, float scale, std::int64_t rows,
                             std::int64_t columns);
     // y (rows, columns) *= factor (columns)

@@ -27,7 +27,9 @@ def test_one_block(isa: str, rows: int, random: np.random.Generator) -> None:
     weights, maximum, denominator, factor, changed = kernels.softmax_columns(isa, x, *start(), SCALE)
     assert changed == (rows > 0)
     if rows == 0:
-        assert (maximum == LOWEST).all() and (denominator == 0).all() and (factor == 1).all()
+        assert (maximum == LOWEST).all()
+        assert (denominator == 0).all()
+        assert (factor == 1).all()
         return
     expected = np.exp(SCALE * (x.astype(np.float64) - x.max(axis=0)))
     assert (maximum == x.max(axis=0)).all()
@@ -45,7 +47,9 @@ def test_blocks_carry_on(isa: str, random: np.random.Generator) -> None:
     values = random.normal(size=90)
     for begin in (0, 20, 41, 77):
         end = {0: 20, 20: 41, 41: 77, 77: 90}[begin]
-        weights, maximum, denominator, factor, _ = kernels.softmax_columns(isa, x[begin:end], maximum, denominator, SCALE)
+        weights, maximum, denominator, factor, _ = kernels.softmax_columns(
+            isa, x[begin:end], maximum, denominator, SCALE
+        )
         sums = sums * factor + values[begin:end] @ weights.astype(np.float64)
     powers = np.exp(SCALE * (x.astype(np.float64) - x.max(axis=0)))
     np.testing.assert_allclose(denominator, powers.sum(axis=0), rtol=5e-6)
@@ -60,8 +64,10 @@ def test_a_block_that_raises_no_maximum_scales_by_exactly_one(isa: str, random: 
     scale = float(np.float32(144**-0.5))
     weights, after, total, factor, changed = kernels.softmax_columns(isa, hidden, maximum, denominator, scale)
     assert not changed
-    assert (weights == 0).all() and (factor == 1).all()
-    assert (after == maximum).all() and (total == denominator).all()
+    assert (weights == 0).all()
+    assert (factor == 1).all()
+    assert (after == maximum).all()
+    assert (total == denominator).all()
 
 
 def test_nan_reaches_the_sum(isa: str) -> None:
