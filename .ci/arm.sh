@@ -22,8 +22,10 @@ kernels() {
     return "$status"
 }
 short=(tests/native/test_kernels.py tests/native/test_matmul.py::test_packing
-    tests/native/test_matmul.py::test_every_transpose_and_size tests/native/test_attention.py::test_head_sizes)
-whole=(tests/native/test_kernels.py tests/native/test_matmul.py tests/native/test_attention.py)
+    tests/native/test_matmul.py::test_every_transpose_and_size tests/native/test_attention.py::test_head_sizes
+    tests/native/test_fp16_chains.py)
+whole=(tests/native/test_kernels.py tests/native/test_matmul.py tests/native/test_attention.py
+    tests/native/test_fp16_chains.py)
 
 # Two at a time: each is a process that mostly runs on one core.
 (
@@ -39,5 +41,5 @@ kernels sve256 sve "${short[@]}" || failed=1
 kernels sve2048 sve "${short[@]}" || failed=1
 kernels neoverse-n1 "(neon or test_threads)" "${short[@]}" tests/native/test_threads.py || failed=1
 wait "$first" || failed=1
-pytest_phase arm tests/arm tests/test_symbols.py --arm "$machine" || failed=1
+pytest_phase arm tests/arm tests/test_symbols.py tests/test_arm_instructions.py --arm "$machine" || failed=1
 exit "$failed"

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from pytrain import launch
 from pytrain.errors import UserError
 from pytrain.progress import compact
 
@@ -75,6 +77,11 @@ def _collectives(found: Mapping[str, Any]) -> str:
     return f"auto takes {min(ratios):.2f} to {max(ratios):.2f} of MPI's time"
 
 
+def _scaling(found: Mapping[str, Any]) -> str:
+    ratios = [f"{case['case']} {case['ratios']['ranks']['median']:.2f}" for case in found["cases"]]
+    return f"of one rank with two threads: {', '.join(ratios)}"
+
+
 SHORT = {
     "peak": Short(("--mebibytes", "64", "--rounds", "2"), _peak),
     "matmul": Short(("--runs", "3"), lambda found: _shares(found["cases"])),
@@ -85,10 +92,27 @@ SHORT = {
     ),
     "loader": Short(("--tokens", "600000", "--rounds", "5"), _loader),
     "collectives": Short(("--ranks", "2", "--largest", "4", "--rounds", "5"), _collectives),
+    "scaling": Short(
+        ("--model", "14m", "--case", "dp", "--case", "tp", "--case", "pp-interleaved", "--rounds", "1"), _scaling
+    ),
     "peers": Short(("--rounds", "3"), _peers),
     "step": Short(("--model", "gpt2-14m", "--batch", "16", "--steps", "1", "--peers", "torch_eager"), _step),
 }
 """In the order in which they run."""
+SEVERAL_RANKS = ("collectives", "scaling")
+
+
+def cannot_run(name: str) -> str | None:
+    """Why a benchmark cannot run on this machine; None where it can."""
+    if name not in SEVERAL_RANKS:
+        return None
+    if len(os.sched_getaffinity(0)) < 2:
+        return "two ranks beside each other need two cores in the affinity mask"
+    try:
+        launch.find_mpiexec()
+    except UserError as error:
+        return str(error)
+    return None
 
 
 @click.command()
@@ -106,6 +130,10 @@ def command(only: tuple[str, ...], out: Path | None) -> None:
             raise UserError(f"{folder} cannot be made: {error.strerror}") from None
         lines, failed = [], []
         for name in only or SHORT:
+            reason = cannot_run(name)
+            if reason is not None:
+                lines.append(f"{name:<12} skipped: {reason}")
+                continue
             begin = time.perf_counter()
             path = folder / f"{name}.json"
             print(f"=== {name}", flush=True)
@@ -117,8 +145,9 @@ def command(only: tuple[str, ...], out: Path | None) -> None:
                 lines.append(f"{name:<12} {seconds:>6.0f} s  failed with status {status}")
             else:
                 lines.append(f"{name:<12} {seconds:>6.0f} s  {SHORT[name].line(_record.read(path))}")
-        if out is not None:
-            found = [str(folder / f"{name}.json") for name in only or SHORT if name not in failed]
+        if out is not None and any(folder.glob("*.json")):
+            files = [folder / f"{name}.json" for name in only or SHORT if name not in failed]
+            found = [str(path) for path in files if path.exists()]
             report = [sys.executable, "-m", f"{__package__}.report", *found, "--out", str(out / "report.html")]
             subprocess.run(report, check=True)
     print("=== all", *lines, sep="\n", flush=True)

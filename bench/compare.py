@@ -32,7 +32,7 @@ def numbers(found: Any, path: str = "") -> Iterator[tuple[str, float]]:
     """(path, value) of each number below an object that is not one of a list of raw values."""
     if isinstance(found, Mapping):
         for key, value in found.items():
-            if key not in ("machine", "values", "losses", "options"):
+            if key not in ("machine", "values", "losses", "options", "rounds"):
                 yield from numbers(value, f"{path}.{key}" if path else str(key))
     elif isinstance(found, list):
         for index, value in enumerate(found):

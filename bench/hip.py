@@ -6,7 +6,10 @@ heads of 128, a vocabulary of 50,000). `llvm-mca` gives the cycles of the produc
 part of them in which the matrix unit works, for the waves that a SIMD holds at once (the loop of one wave waits for
 LDS and barriers while another multiplies); `alone` is that of one wave.
 
-    python -m bench.hip [--json FILE] [--build FOLDER]
+    python -m bench.hip [--json FILE] [--build FOLDER] [--architecture gfx942]
+
+gfx942 (MI300) takes clang 19 (`apt-get install clang-19 llvm-19`). HIP's headers and device libraries stay those of
+5.2, which have no file for it: that of gfx90a stands in, which tells the mathematical functions what both have.
 """
 
 from __future__ import annotations
@@ -27,10 +30,13 @@ from pathlib import Path
 NATIVE = Path(__file__).resolve().parent.parent / "native"
 BUILD = NATIVE.parent / "build" / "gfx90a"
 ARCHITECTURE = "gfx90a"
+MI300 = "gfx942"
+DEVICE_LIBRARIES = Path("/usr/lib/x86_64-linux-gnu/amdgcn/bitcode")
 MFMA_TFLOPS = {"bf16": 191.5, "fp16": 191.5, "fp32": 47.9}  # of one GCD of MI250X
 VECTOR_TFLOPS = 23.9
 TERABYTES = 1.6  # per second
 FORMATS = ("bf16", "fp16", "fp32")
+INSTALL = "apt-get install --no-install-recommends hipcc llvm-15, and for gfx942 clang-19 llvm-19"
 REMARK = re.compile(r"remark: +([^:]+): (\S+) \[-Rpass-analysis")
 COLUMNS = {
     "VGPRs": "vgprs",
@@ -73,10 +79,23 @@ def tool(name: str, *alternatives: str) -> str:
         found = shutil.which(candidate)
         if found is not None:
             return found
-    raise SystemExit(f"bench.hip: {name} is not installed (apt-get install --no-install-recommends hipcc llvm-15)")
+    raise SystemExit(f"bench.hip: {name} is not installed ({INSTALL})")
 
 
-def compile_file(path: Path, folder: Path) -> Path:
+def compiler(architecture: str, folder: Path) -> list[str]:
+    """The command that compiles for this GPU."""
+    if architecture != MI300:
+        return [tool("hipcc")]
+    libraries = folder / "device_libraries"
+    if not libraries.exists():
+        partial = folder / f"device_libraries.{os.getpid()}"
+        shutil.copytree(DEVICE_LIBRARIES, partial)
+        shutil.copy(partial / "oclc_isa_version_90a.bc", partial / "oclc_isa_version_942.bc")
+        os.replace(partial, libraries)
+    return [tool("clang-19"), f"--rocm-device-lib-path={libraries}", "-D__HIP_PLATFORM_AMD__"]
+
+
+def compile_file(path: Path, folder: Path, architecture: str = ARCHITECTURE) -> Path:
     """Assembly of one kernel file, and the resource report beside it; made anew only if a source has changed."""
     digest = hashlib.sha256()
     for source in (path, *sorted((NATIVE / "hip").glob("*.h")), *sorted((NATIVE / "core").glob("*.h"))):
@@ -86,13 +105,13 @@ def compile_file(path: Path, folder: Path) -> Path:
         return assembly
     folder.mkdir(parents=True, exist_ok=True)
     command = [
-        tool("hipcc"), f"--offload-arch={ARCHITECTURE}", "-O3", "-std=c++17", "-fPIC", "-x", "hip",
+        *compiler(architecture, folder), f"--offload-arch={architecture}", "-O3", "-std=c++17", "-fPIC", "-x", "hip",
         f"-I{NATIVE}", str(path), "--offload-device-only", "-S", "-o", f"{assembly}.new",
         "-Rpass-analysis=kernel-resource-usage",
     ]  # fmt: skip
     done = subprocess.run(command, env={**os.environ, "HIP_PLATFORM": "amd"}, capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(f"bench.hip: {path} does not compile for {ARCHITECTURE}:\n{done.stderr}")
+        raise SystemExit(f"bench.hip: {path} does not compile for {architecture}:\n{done.stderr}")
     assembly.with_suffix(".txt").write_text(done.stderr, encoding="utf-8")
     os.replace(f"{assembly}.new", assembly)
     return assembly
@@ -127,7 +146,7 @@ def bodies(assembly: str) -> dict[str, str]:
     return code
 
 
-def kernels_of(assembly: Path) -> list[Kernel]:
+def kernels_of(assembly: Path, architecture: str = ARCHITECTURE) -> list[Kernel]:
     """Every kernel of one compiled file."""
     report: dict[str, dict[str, int]] = {}
     symbol = ""
@@ -145,7 +164,7 @@ def kernels_of(assembly: Path) -> list[Kernel]:
         kernel.flat = len(re.findall(r"\bflat_(?:load|store)", body))
         loop = inner_loop(body) if kernel.kernel.startswith("matmul_kernel") else None
         if loop is not None:
-            kernel.alone = loop_share(loop)
+            kernel.alone = loop_share(loop, architecture)
             kernel.mfma_share = min(1.0, kernel.occupancy * kernel.alone)
         found.append(kernel)
     return found
@@ -169,10 +188,11 @@ def inner_loop(body: str) -> str | None:
     return max(loops)[1] if loops else None
 
 
-def loop_share(loop: str, iterations: int = 50) -> float:
+def loop_share(loop: str, architecture: str = ARCHITECTURE, iterations: int = 50) -> float:
     """Part of the cycles of one wave's inner loop in which it keeps the matrix unit busy, by llvm-mca."""
     command = [
-        tool("llvm-mca-15", "llvm-mca"), "-mtriple=amdgcn-amd-amdhsa", f"-mcpu={ARCHITECTURE}",
+        tool("llvm-mca-19" if architecture == MI300 else "llvm-mca-15", "llvm-mca"),
+        "-mtriple=amdgcn-amd-amdhsa", f"-mcpu={architecture}",
         f"-iterations={iterations}",
     ]  # fmt: skip
     done = subprocess.run(command, input=loop, capture_output=True, text=True, check=True)
@@ -186,11 +206,12 @@ def kernel_files() -> list[Path]:
     return sorted((NATIVE / "hip" / "kernels").glob("*.hip"), key=lambda path: "attention" not in path.name)
 
 
-def compile_all(folder: Path) -> list[Kernel]:
+def compile_all(folder: Path, architecture: str = ARCHITECTURE) -> list[Kernel]:
     """Every kernel of native/hip/kernels, compiled two files at a time."""
+    compiler(architecture, folder)  # makes what it needs before two threads ask for it
     with ThreadPoolExecutor(2) as pool:
-        assemblies = list(pool.map(lambda path: compile_file(path, folder), kernel_files()))
-    return [kernel for assembly in assemblies for kernel in kernels_of(assembly)]
+        assemblies = list(pool.map(lambda path: compile_file(path, folder, architecture), kernel_files()))
+    return [kernel for assembly in assemblies for kernel in kernels_of(assembly, architecture)]
 
 
 ROWS, WIDTH, LENGTH, HEADS, HEAD, VOCABULARY = 4096, 4096, 2048, 32, 128, 50_000
@@ -199,6 +220,7 @@ PAIRS = ROWS * LENGTH / 2 * HEADS  # visible (query, key) pairs of a causal mask
 # FLOPs and bytes of a typical call by function; `size` is bytes of a stored element.
 WORK: dict[str, Callable[[int], tuple[float, float]]] = {
     "matmul_kernel": lambda size: (2.0 * ROWS * WIDTH * WIDTH, 3.0 * ELEMENTS * size),
+    "add_slices_kernel": lambda size: (4.0 * WIDTH * WIDTH / 16, (4.0 + 2.0) * WIDTH * WIDTH / 16 * 4),
     "attention_forward_kernel": lambda size: (4.0 * HEAD * PAIRS, 4.0 * ELEMENTS * size),
     "attention_dq_kernel": lambda size: (6.0 * HEAD * PAIRS, 6.0 * ELEMENTS * size),
     "attention_dkv_kernel": lambda size: (8.0 * HEAD * PAIRS, 6.0 * ELEMENTS * size),
@@ -208,9 +230,9 @@ WORK: dict[str, Callable[[int], tuple[float, float]]] = {
     "fill_normal_kernel": lambda size: (100.0 * ELEMENTS, ELEMENTS * size),
     "residual_add_kernel": lambda size: (2.0 * ELEMENTS, 3.0 * ELEMENTS * size),
     "gelu_forward_kernel": lambda size: (24.0 * ELEMENTS, 2.0 * ELEMENTS * size),
-    "gelu_backward_kernel": lambda size: (34.0 * ELEMENTS, 3.0 * ELEMENTS * size),
+    "gelu_backward_kernel": lambda size: (36.0 * ELEMENTS, 4.0 * ELEMENTS * size),
     "swiglu_forward_kernel": lambda size: (21.0 * ELEMENTS, 3.0 * ELEMENTS * size),
-    "swiglu_backward_kernel": lambda size: (27.0 * ELEMENTS, 5.0 * ELEMENTS * size),
+    "swiglu_backward_kernel": lambda size: (29.0 * ELEMENTS, 6.0 * ELEMENTS * size),
     "rope_kernel": lambda size: (3.0 * ELEMENTS, 2.0 * ELEMENTS * size),
     "norm_forward_kernel": lambda size: (8.0 * ELEMENTS, 2.0 * ELEMENTS * size),
     "norm_backward_kernel": lambda size: (15.0 * ELEMENTS, 4.0 * ELEMENTS * size),
@@ -263,11 +285,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.hip", description=__doc__.split("\n")[0])
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the list of kernels here")
     parser.add_argument(
-        "--build", metavar="FOLDER", type=Path, default=Path("build/gfx90a"), help="keep assembly here"
+        "--build", metavar="FOLDER", type=Path, help="keep assembly here (default: build/ and the architecture)"
     )
+    parser.add_argument("--architecture", choices=(ARCHITECTURE, MI300), default=ARCHITECTURE, help="the GPU")
     options = parser.parse_args(arguments)
-    kernels = compile_all(options.build)
+    kernels = compile_all(options.build or Path("build") / options.architecture, options.architecture)
     print(table(kernels))
+    if options.architecture == MI300:
+        print("registers, LDS and share are those of gfx942; 'bound' is for the ceilings of MI250X")
     print(f"ceilings of one GCD of MI250X: {MFMA_TFLOPS} TFLOP/s on the matrix units, {TERABYTES} TB/s; not measured")
     if options.json is not None:
         keys = ("kernel", "vgprs", "agprs", "lds_bytes", "scratch_bytes", "occupancy", "mfma", "mfma_share")

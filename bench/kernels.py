@@ -97,11 +97,17 @@ def activations(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
     half, rows = sizes.half, sizes.rows
     up, active = sizes.array(rows, 4 * HIDDEN), sizes.array(rows, 4 * HIDDEN)
     yield Operation("gelu forward", 2 * up.nbytes, lambda: device.gelu_forward(active, up, half), up.size)
-    yield Operation("gelu backward", 3 * up.nbytes, lambda: device.gelu_backward(active, active, up, half), up.size)
+    again = sizes.array(rows, 4 * HIDDEN)
+    yield Operation(
+        "gelu backward", 4 * up.nbytes, lambda: device.gelu_backward(active, active, up, again, half), up.size
+    )
     gate_up, dgate_up = sizes.array(rows, 8 * HIDDEN), sizes.array(rows, 8 * HIDDEN)
     yield Operation("swiglu forward", 3 * up.nbytes, lambda: device.swiglu_forward(active, gate_up, half), up.size)
     yield Operation(
-        "swiglu backward", 5 * up.nbytes, lambda: device.swiglu_backward(dgate_up, active, gate_up, half), up.size
+        "swiglu backward",
+        6 * up.nbytes,
+        lambda: device.swiglu_backward(dgate_up, active, gate_up, again, half),
+        up.size,
     )
     x, partial, bias = sizes.array(rows, HIDDEN), sizes.array(rows, HIDDEN), sizes.array(HIDDEN)
     angles = np.random.default_rng(1).standard_normal((LENGTH, HEAD_SIZE // 2))

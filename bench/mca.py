@@ -5,8 +5,9 @@
 
 The inner loop of each kernel is taken out of the built object (by default the sources of this checkout, compiled
 with the flags of CMakeLists.txt) and given to llvm-mca, which counts the cycles of a core whose loads all hit the
-first-level cache. A whole tile, for attention, is its loop `steps` times plus all that comes before and after it,
-not overlapped.
+first-level cache. A whole tile, for attention, is its loop as often as `steps` want plus all that comes before and
+after it, not overlapped. A chain of fp16 multiply-adds is all between two flushes and the flush, one after another:
+the flush of one overlaps with the next as far as the core's buffers let it.
 "bound" names what takes the cycles: the busiest pipes, the decoders, or, where neither explains them, latency.
 
 Needs llvm-mca and llvm-objdump (14 or newer knows a64fx, 15 neoverse-v1, 19 neoverse-v2).
@@ -31,6 +32,7 @@ from pytrain.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 NEWEST_LLVM, OLDEST_LLVM = 25, 14
 ITERATIONS = 200
+CHAINS = 8
 ACCUMULATORS = 24
 """Multiply-adds of one step of k in a tile, of NEON and of SVE."""
 
@@ -63,6 +65,9 @@ class Kernel:
     title: str
     function: str
     steps: int = 0
+    tables: tuple[str, ...] = ("neon", "sve")
+    chained: bool = False
+    """Whether `steps` are one round of the loop around the inner one, which begins and flushes a chain."""
 
 
 KERNELS = (
@@ -71,6 +76,7 @@ KERNELS = (
     Kernel("attention scores, head size 128", "matmul_tile", 128),
     Kernel("attention scores, head size 144", "matmul_tile", 144),
     Kernel("attention values, 128 keys", "matmul_tile", 128),
+    Kernel("fp16 chain of 64 with its flush", "matmul_tile_chains", 64, ("sve",), True),
     Kernel("peak_flops", "peak_flops"),
     Kernel("adamw", "adamw_row"),
     Kernel("gelu_forward", "gelu_forward_row"),
@@ -101,6 +107,11 @@ class Instruction:
     def is_multiply_add(self) -> bool:
         """Whether it is a fused multiply-add on vectors."""
         return re.match(r"(fmla|fmls|fmad|fmsb|fnmls|fnmla|fnmad|fnmsb)\b.*[zv]\d", self.text) is not None
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether it multiplies vectors: a multiply-add, or the product that begins a sum."""
+        return self.is_multiply_add or re.match(r"fmul\b.*[zv]\d", self.text) is not None
 
 
 def tool(name: str) -> str:
@@ -186,6 +197,23 @@ def inner_loop(body: list[Instruction]) -> tuple[int, int]:
     )
 
 
+def outer_loop(body: list[Instruction], inner: tuple[int, int]) -> tuple[int, int]:
+    """First and last index of the smallest loop around another one."""
+    places = {instruction.address: index for index, instruction in enumerate(body)}
+    loops = [
+        (places[instruction.target], index)
+        for index, instruction in enumerate(body)
+        if instruction.target in places and places[instruction.target] < inner[0] and index > inner[1]
+    ]
+    assert loops, "there is no loop around the inner one"
+    return min(loops, key=lambda loop: loop[1] - loop[0])
+
+
+def straight(code: list[Instruction]) -> list[Instruction]:
+    """The instructions of a piece of code without its branches."""
+    return [instruction for instruction in code if instruction.target is None and instruction.text != "ret"]
+
+
 def analyse(cpu: Cpu, code: list[Instruction], iterations: int) -> dict[str, Any]:
     """llvm-mca's report on these instructions, repeated so often."""
     lines = [".arch armv8.2-a+sve+bf16", "loop:"]
@@ -232,10 +260,16 @@ def examine(cpu: Cpu, kernel: Kernel, functions: dict[str, list[Instruction]]) -
     cycles, bound = cycles_of(cpu, loop, ITERATIONS)
     count = sum(instruction.is_multiply_add for instruction in loop)
     if kernel.steps:
-        rounds = kernel.steps * ACCUMULATORS / count
-        straight = [i for i in (*body[:first], *body[last + 1 :]) if i.target is None and i.text != "ret"]
-        cycles = rounds * cycles + cycles_of(cpu, straight, 1)[0]
+        begin, end = outer_loop(body, (first, last)) if kernel.chained else (0, len(body) - 1)
+        before, after = straight(body[begin:first]), straight(body[last + 1 : end + 1])
+        done = sum(instruction.multiplies for instruction in (*before, *after))
+        rounds = (kernel.steps * ACCUMULATORS - done) / count
         count = kernel.steps * ACCUMULATORS
+        if kernel.chained:
+            assert rounds == int(rounds), "a chain is whole rounds of the inner loop"
+            cycles, bound = cycles_of(cpu, before + int(rounds) * loop + after, CHAINS)
+        else:
+            cycles = rounds * cycles + cycles_of(cpu, before + after, 1)[0]
     return Result(cpu.name, kernel.title, round(count / cycles, 3), round(cycles, 2), bound)
 
 
@@ -246,7 +280,7 @@ def results(cpus: list[str], binary: Path | None = None) -> list[Result]:
         for name in cpus:
             cpu = CPUS[name]
             functions = disassemble(binary or compile_table(cpu.table, Path(folder)))
-            found += [examine(cpu, kernel, functions) for kernel in KERNELS]
+            found += [examine(cpu, kernel, functions) for kernel in KERNELS if cpu.table in kernel.tables]
     return found
 
 

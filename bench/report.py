@@ -147,6 +147,19 @@ def collectives_section(found: Found) -> Iterator[str]:
         yield bars(rows)
 
 
+def scaling_section(found: Found) -> Iterator[str]:
+    """Tokens per second of two ranks over those of one rank with two threads."""
+    yield _legend(["two ranks", "overlap off"])
+    for series, (kind, title) in enumerate((("ranks", "two ranks"), ("in-turn", "overlap off"))):
+        yield f"<h3>{title}, over one rank with as many threads</h3>"
+        rows = []
+        for case in found["cases"]:
+            ratio = case["ratios"][kind]
+            text = f"{ratio['median']:.3f} (asked {case['target']:.2f})"
+            rows.append(Bar(case["name"], ratio["median"], ratio["min"], ratio["max"], text, series))
+        yield bars(rows, ceiling=1.0)
+
+
 def _scaled(values: Found, factor: float) -> dict[str, float]:
     return {name: factor * values[name] for name in ("median", "min", "max")}
 
@@ -160,6 +173,7 @@ SECTIONS: Mapping[str, Callable[[Found], Iterator[str]]] = {
     "peers": peers_section,
     "loader": loader_section,
     "collectives": collectives_section,
+    "scaling": scaling_section,
 }
 
 

@@ -12,7 +12,6 @@ rounds of tokens/s of the ranks over those of the baseline in the same round.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import statistics
@@ -25,7 +24,7 @@ import click
 
 from pytrain.errors import UserError
 
-from . import _jobs
+from . import _jobs, _record
 
 LENGTH, RANKS = 256, 2
 MODELS: dict[str, dict[str, object]] = {
@@ -114,14 +113,15 @@ def measure(model: str, name: str, folder: Path, rounds: int, steps: int, cores:
                 found[kind] += job.turn(steps)[-1:]
     if max(losses.values()) - min(losses.values()) > 1e-4 * max(losses.values()):
         raise UserError(f"{name}: the jobs trained differently: losses {losses}")
-    return {"model": model, "case": name, "tokens": alone[1] * LENGTH, "rounds": found} | summary(case, found)
+    facts = {"name": f"{model} {name}", "model": model, "case": name, "tokens": alone[1] * LENGTH}
+    return facts | {"rounds": found} | summary(case, found)
 
 
 def summary(case: Case, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Medians over rounds."""
     speeds = {kind: [step["tok_s"] for step in steps] for kind, steps in found.items()}
     ratios = {
-        kind: statistics.median(mine / alone for mine, alone in zip(speeds[kind], speeds["alone"], strict=True))
+        kind: _record.summary([mine / alone for mine, alone in zip(speeds[kind], speeds["alone"], strict=True)])
         for kind in ("ranks", "in-turn")
     }
     groups = {
@@ -141,7 +141,8 @@ def summary(case: Case, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any
         ]
         for kind in ("ranks", "in-turn")
     }
-    return {"target": case.target, "speeds": speeds, "ratios": ratios, "groups": groups, "waits": waits}
+    summaries = {kind: _record.summary(values) for kind, values in speeds.items()}
+    return {"target": case.target, "speeds": summaries, "ratios": ratios, "groups": groups, "waits": waits}
 
 
 def report(result: dict[str, Any]) -> str:
@@ -150,11 +151,11 @@ def report(result: dict[str, Any]) -> str:
     titles = {"alone": "1 rank x 2 threads", "ranks": "2 ranks x 1 thread", "in-turn": "  overlap off"}
     for kind, title in titles.items():
         speeds = result["speeds"][kind]
-        line = f"  {title:20} {statistics.median(speeds):8.0f} tokens/s ({min(speeds):.0f} to {max(speeds):.0f})"
+        line = f"  {title:20} {_record.spread(speeds, digits=0):>8} tokens/s"
         if kind != "alone":
-            line += f", {result['ratios'][kind]:.3f} of the baseline"
+            line += f", {_record.spread(result['ratios'][kind], digits=3)} of the baseline"
         if kind == "ranks":
-            met = "met" if result["ratios"][kind] >= result["target"] else "missed"
+            met = "met" if result["ratios"][kind]["median"] >= result["target"] else "missed"
             line += f" (target {result['target']:.2f}: {met})"
         if kind != "alone":
             line += "; waiting " + ", ".join(f"{share:.1%}" for share in result["waits"][kind]) + " of the step"
@@ -172,10 +173,15 @@ def report(result: dict[str, Any]) -> str:
 @click.option("--case", "cases", multiple=True, type=click.Choice(list(CASES)), default=tuple(CASES))
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Turns of each job.")
 @click.option("--steps", default=1, show_default=True, type=click.IntRange(min=1), help="Of a turn; the last counts.")
-@click.option("--json", "path", type=click.Path(path_type=Path, dir_okay=False), help="Write everything measured.")
+@_record.json_option
 @click.option("--worker", type=click.Path(path_type=Path), hidden=True)
 def command(
-    models: tuple[str, ...], cases: tuple[str, ...], rounds: int, steps: int, path: Path | None, worker: Path | None
+    models: tuple[str, ...],
+    cases: tuple[str, ...],
+    rounds: int,
+    steps: int,
+    json_path: Path | None,
+    worker: Path | None,
 ) -> None:
     """Compare two ranks of one thread with one rank of two threads."""
     if worker is not None:
@@ -197,9 +203,8 @@ def command(
             for case in cases:
                 results.append(measure(model, case, folder / case, rounds, steps, cores))
                 print(report(results[-1]), flush=True)
-    if path is not None:
-        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print(f"wrote {path}")
+    options = {"models": models, "cases": cases, "rounds": rounds, "steps": steps}
+    _record.write(json_path, "scaling", options, {"cases": results})
 
 
 def main(arguments: list[str]) -> None:
@@ -208,4 +213,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m bench.scaling")
+    _record.start(command, "python -m bench.scaling")

@@ -126,6 +126,8 @@ public:
     virtual void release(void* pointer) = 0;
     virtual void* allocate_pinned(std::size_t bytes) = 0;  // host memory that copies and MPI may use
     virtual void release_pinned(void* pointer) = 0;
+    // Whether these bytes lie in memory of the device's own, which an MPI that knows no GPUs must not be handed.
+    virtual bool is_device_memory(const void* pointer, std::size_t bytes) const = 0;
     virtual std::size_t bytes_in_use(MemoryKind kind) const = 0;
     virtual std::size_t bytes_peak(MemoryKind kind) const = 0;
     // Makes room for operations up to these sizes; called before step 0, never inside a step.
@@ -168,11 +170,13 @@ public:
     // dx += gradient through the norm; dweight, dbias += their sums over rows
     virtual void norm_backward(const Norm&, Tensor dx, Tensor dweight, Tensor dbias, Tensor dy, Queue*) = 0;
     virtual void gelu_forward(Tensor y, Tensor x, std::int64_t n, Queue*) = 0;
-    virtual void gelu_backward(Tensor dx, Tensor dy, Tensor x, std::int64_t n, Queue*) = 0;  // dx may be dy
+    // dx may be dy. y, where given, becomes what gelu_forward gives of x, to the bit.
+    virtual void gelu_backward(Tensor dx, Tensor dy, Tensor x, Tensor y, std::int64_t n, Queue*) = 0;
     // gate_up (rows, 2*width) = [gate | up]; y (rows, width) = silu(gate) * up
     virtual void swiglu_forward(Tensor y, Tensor gate_up, std::int64_t rows, std::int64_t width, Queue*) = 0;
-    virtual void swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width,
-                                 Queue*) = 0;
+    // y, where given, becomes what swiglu_forward gives of gate_up, to the bit.
+    virtual void swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, Tensor y, std::int64_t rows,
+                                 std::int64_t width, Queue*) = 0;
     // Rotates heads in place (rotate-half). x: rows of `stride` elements that begin with heads*head_size rotated ones;
     // table (context, head_size/2, 2) fp32 of cos, sin; inverse rotates back (the gradient).
     virtual void rope(Tensor x, std::int64_t rows, std::int64_t stride, std::int64_t heads, std::int64_t head_size,

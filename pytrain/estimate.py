@@ -13,7 +13,7 @@ from pytrain.checkpoint.pieces import ITEM_BYTES
 from pytrain.config import parameter_count
 from pytrain.flops import hardware_flops, model_flops
 from pytrain.native import native
-from pytrain.rank import Plan
+from pytrain.rank import Plan, StagePlan
 from pytrain.residency import Extent, gradient_buffers, weight_buffers
 from pytrain.saving import snapshot_bytes
 from pytrain.stage import native_policy, native_shape, segments_of
@@ -21,6 +21,7 @@ from pytrain.training_state import checkpoint_entries, owned_bytes
 from pytrain.wire_format import WIRE_BUFFERS, wire_elements
 
 if TYPE_CHECKING:
+    from pytrain import _native
     from pytrain.config import RunConfig
 
 ASSUMED_SHARE = 0.5  # of the peak, where nothing was measured: between what small and large models reach
@@ -71,7 +72,7 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
         zero = stage.zero
         shard = sum(layout.shard_elements(bucket, stage.shards) for bucket in range(len(layout.buckets)))
         kinds["weights"] += shard * (stage.shards if zero < 3 else 1) * ITEM_BYTES[policy.weights]
-        kinds["gradients"] += shard * (stage.shards if zero < 2 else 1) * ITEM_BYTES[policy.gradients]
+        kinds["gradients"] += _gradient_elements(layout, stage) * ITEM_BYTES[policy.gradients]
         if policy.gradient_reduction != policy.gradients and config.parallel.dp > 1:
             size = ITEM_BYTES[policy.gradient_reduction]
             kinds["staging"] += WIRE_BUFFERS * wire_elements(layout, stage.shards) * size
@@ -94,6 +95,7 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
             slots=stage.slots,
             defer_weight=stage.defer_weight,
             sequence_parallel=stage.sequence_parallel,
+            gradient_shards=stage.shards if stage.reuse_activations else 0,
         )
         kinds["activations"] += arena
         for row in table:
@@ -104,6 +106,15 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
         kinds["weights"] += sum(weight_buffers(extents)) * ITEM_BYTES[policy.weights]
     kinds["snapshot"] = snapshot_bytes(config.checkpoint, owned)
     return RankMemory(pp_rank, tp_rank, kinds, dict(lifetimes))
+
+
+def _gradient_elements(layout: "_native.Layout", stage: StagePlan) -> int:
+    """Elements of the gradients that a stage keeps apart from its activations."""
+    return sum(
+        layout.shard_elements(index, stage.shards) * (stage.shards if stage.zero < 2 else 1)
+        for index, bucket in enumerate(layout.buckets)
+        if not (stage.reuse_activations and bucket.follows_backward)
+    )
 
 
 def measured_peak() -> float:
@@ -128,11 +139,7 @@ def report(config: "RunConfig") -> str:
     layout = native().Layout(shape, 0, shape.op_count)
     disk = checkpoint.required_bytes(checkpoint_entries(layout, policy))
     free = checkpoint.free_bytes(config.run.folder)
-    started = time.perf_counter()
-    peak = config.run.peak_tflops * 1e12 if config.run.peak_tflops else measured_peak()
     flops = hardware_flops(config.model, config.data.sequence_length, config.recompute.of_stage(0)) * tokens
-    seconds = flops / (ASSUMED_SHARE * peak * ranks)
-    source = "configured" if config.run.peak_tflops else f"probed in {time.perf_counter() - started:.1f} s"
     per_token = model_flops(config.model, config.data.sequence_length)
     whose = "" if ranks == 1 else f" on the rank that takes most (pp {memory.pp_rank}, tp {memory.tp_rank})"
     together = "" if ranks == 1 else f" on each of {ranks} ranks, waits not counted"
@@ -146,10 +153,24 @@ def report(config: "RunConfig") -> str:
         f"checkpoint:  {_bytes(disk)} each, {_bytes(free)} free at {Path(config.run.folder).absolute()}"
         + ("" if disk <= free else ": TOO LITTLE ROOM for one"),
         f"arithmetic:  {per_token / 1e9:.3f} GFLOP per token, {flops / 1e15:.3f} PFLOP in all",
-        f"time:        about {timedelta(seconds=round(seconds))}, at {ASSUMED_SHARE:.0%} of a peak of "
-        f"{peak / 1e12:.3f} TFLOP/s ({source}){together}; `pytrain bench step` measures what it really is",
+        f"time:        {_time(config, flops / ranks)}{together}; `pytrain bench step` measures what it really is",
     ]
     return "\n".join(lines)
+
+
+def _time(config: "RunConfig", flops: float) -> str:
+    """How long one rank takes for its arithmetic. Only the CPU's peak is probed: a GPU's has to be given."""
+    started = time.perf_counter()
+    if config.run.peak_tflops:
+        peak, source = config.run.peak_tflops * 1e12, "configured"
+    elif config.run.device != "cpu":
+        return "n/a: give the peak of the GPU as run.peak_tflops"
+    else:
+        peak = measured_peak()
+        source = f"probed in {time.perf_counter() - started:.1f} s"
+    seconds = round(flops / (ASSUMED_SHARE * peak))
+    rate = f"{ASSUMED_SHARE:.0%} of a peak of {peak / 1e12:.3f} TFLOP/s ({source})"
+    return f"about {timedelta(seconds=seconds)}, at {rate}"
 
 
 def _bytes(size: int) -> str:

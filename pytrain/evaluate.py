@@ -77,6 +77,7 @@ def evaluate_checkpoint(
     tp: int = 1,
     pp: int = 1,
     batches: int = 0,
+    device: str | None = None,
 ) -> dict[str, Evaluation]:
     """A finished checkpoint on held-out corpora, by name, on any grid; all ranks call this together.
 
@@ -90,12 +91,13 @@ def evaluate_checkpoint(
         tp: slices of each stage.
         pp: stages.
         batches: micro-batches per corpus at most; 0 for all.
+        device: "cpu" or "hip"; None for that of the run.
 
     Raises:
         UserError: no whole checkpoint or corpus there, or a grid that ranks or model cannot be cut into.
     """
     world = world or Group()
-    checkpoint, config = world.on_root(lambda: _opened(path, world.size, corpora, tp, pp))
+    checkpoint, config = world.on_root(lambda: _opened(path, world.size, corpora, tp, pp, device))
     model = RankModel(config, world, training=False)
     for stage in model.stages.values():
         checkpoint.read_into(stage_pieces(stage))
@@ -129,8 +131,10 @@ def open_heldout(config: RunConfig, tokenizer_sha256: str | None, readers: Group
     ]
 
 
-def _opened(path: str | Path, ranks: int, corpora: Sequence[str], tp: int, pp: int) -> tuple[Checkpoint, RunConfig]:
-    """A checkpoint, and its run's configuration on another grid."""
+def _opened(
+    path: str | Path, ranks: int, corpora: Sequence[str], tp: int, pp: int, device: str | None
+) -> tuple[Checkpoint, RunConfig]:
+    """A checkpoint, and its run's configuration on another grid, and device if one is named."""
     import tomllib
 
     from pytrain.checkpoint import Checkpoint
@@ -143,6 +147,9 @@ def _opened(path: str | Path, ranks: int, corpora: Sequence[str], tp: int, pp: i
     dp = ranks // (tp * pp)
     tables["parallel"] = {"dp": dp, "pp": pp, "tp": tp}
     tables["batch"]["global_batch"] = tables["batch"]["micro_batch"] * dp
+    if device is not None:
+        tables["run"]["device"] = device
+    tables.get("collectives", {}).pop("device_buffers", None)  # of the training's machine and device
     tables["recompute"], tables["sample"], tables["evaluation"] = {}, {}, {}
     if corpora:
         tables["data"]["heldout"] = list(corpora)

@@ -60,7 +60,7 @@ def model_flops(model: "ModelConfig", sequence_length: int) -> int:
 def hardware_flops(model: "ModelConfig", sequence_length: int, policy: str) -> int:
     """FLOPs per token including what the recompute policy ("none", "selective" or "full") does a second time.
 
-    "selective" repeats attention (and norms and activations, which count nothing), "full" repeats the layers.
+    "selective" repeats attention, "full" the layers. Norms and activations, which all make again, count nothing.
     """
     forward = forward_flops(model, sequence_length)
     repeated = {"none": 0, "selective": forward.attention, "full": forward.layers}[policy]

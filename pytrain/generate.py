@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pytrain.collectives import Group
 from pytrain.errors import UserError
-from pytrain.native import native
+from pytrain.native import native, open_device
 from pytrain.slices import LEAVES_PARTIAL
 from pytrain.stage import Stage, half_of, native_shape
 
@@ -193,18 +193,20 @@ class LoadedModel:
     Args:
         path: a checkpoint, or a run folder (its newest); only member 0 of the group reads its manifest.
         group: ranks that hold a slice of the model each, and read that slice alone.
+        device: "cpu" or "hip"; None for that of the run.
 
     Raises:
-        UserError: there is no whole checkpoint, or its bytes are damaged.
+        UserError: there is no whole checkpoint, its bytes are damaged, or there is no such device.
     """
 
-    def __init__(self, path: str | Path, group: Group | None = None) -> None:
+    def __init__(self, path: str | Path, group: Group | None = None, device: str | None = None) -> None:
         from pytrain.checkpoint import TensorPiece
 
         self.group = group or Group()
-        self.checkpoint, self.model, dtype = self.group.on_root(lambda: _described(path))
+        self.checkpoint, self.model, dtype, run_device = self.group.on_root(lambda: _described(path, device))
         self._tokenizer: Tokenizer | None = None
-        self.device: _native.CpuDevice = native().CpuDevice()
+        self.device: _native.Device = open_device(run_device, what=_asked_by(device))
+        self.group.use_device(self.device)
         self.policy: _native.Policy = native().Policy(weights=dtype, activations=dtype)
         shape = native_shape(self.model)
         self.layout: _native.Layout = native().Layout(shape, 0, shape.op_count, self.group.rank, self.group.size)
@@ -244,17 +246,26 @@ class LoadedModel:
         raise UserError(f"{self.checkpoint.folder} holds no tokenizer, so it cannot read a prompt")
 
 
-def _described(path: str | Path) -> tuple[Checkpoint, ModelConfig, str]:
-    """A checkpoint, its model and the type that it is stored in."""
+def _asked_by(device: str | None) -> str:
+    return 'the run\'s run.device is "hip" (--device cpu chooses otherwise)' if device is None else "--device hip"
+
+
+def _described(path: str | Path, device: str | None) -> tuple[Checkpoint, ModelConfig, str, str]:
+    """A checkpoint, its model, the type that it is stored in, and the device asked for, else that of its run."""
     import tomllib
 
     from pytrain.checkpoint import Checkpoint
     from pytrain.config import build_model
+    from pytrain.config.checks import head_fits_hip
 
     checkpoint = Checkpoint.open(path)
     table = tomllib.loads(checkpoint.config_text)
     model = build_model(table["model"], str(checkpoint.folder / "config.toml"))
-    return checkpoint, model, table.get("precision", {}).get("dtype", "fp32")
+    chosen = device or table.get("run", {}).get("device", "cpu")
+    refusal = head_fits_hip(chosen, model.head_size)
+    if refusal is not None:
+        raise UserError(refusal)
+    return checkpoint, model, table.get("precision", {}).get("dtype", "fp32"), chosen
 
 
 def choose(
@@ -286,6 +297,7 @@ def generate_text(
     top_p: float = 1.0,
     seed: int = 1234,
     group: Group | None = None,
+    device: str | None = None,
 ) -> Iterator[str]:
     """Pieces of text that continue `prompt`, as the model of a run folder or checkpoint writes them.
 
@@ -295,13 +307,14 @@ def generate_text(
         tokens, temperature, top_k, top_p, seed: see `Generator.continue_tokens`.
         group: ranks that hold a slice of the model each. All of them call this and take every piece; pieces are
             text on rank 0 and empty on the others.
+        device: "cpu" or "hip"; None for that of the run.
 
     Raises:
         UserError: no whole checkpoint there, no tokenizer in it, or a prompt longer than the model's context.
     """
     from pytrain.data.tokenizer import StreamDecoder
 
-    loaded = LoadedModel(path, group)
+    loaded = LoadedModel(path, group, device)
     group = loaded.group
 
     def read() -> tuple[list[int], int, int]:

@@ -185,6 +185,7 @@ def settings_of(config: RunConfig) -> Settings:
         check=asked.check,
         progress=asked.progress,
         overlap=asked.overlap,
+        device_buffers=asked.device_buffers,
         watchdog_seconds=asked.watchdog_seconds,
         table=Table() if asked.table is None else read_table(Path(asked.table)),
     )
@@ -216,9 +217,16 @@ class _Ranks:
         self._thread_hook = threading.excepthook
 
     def start(self, settings: Settings) -> Group:
+        from pytrain.collectives.device_memory import refuse_unless_gpu_aware
         from pytrain.collectives.mpi_group import world_group
         from pytrain.collectives.watchdog import Watchdog
 
+        if settings.device_buffers == "direct":
+            path = loaded_library(Path("/proc/self/maps").read_text(encoding="utf-8"))
+            try:
+                refuse_unless_gpu_aware(path)
+            except UserError as error:  # all ranks find the same: rank 0 says it
+                raise SharedError(str(error)) from None
         threading.excepthook = self._thread_failed
         self._group = world_group(settings, self._communicator)
         _warn_of_crowding(self._group)

@@ -32,18 +32,27 @@ def native() -> "ModuleType":
     return _native
 
 
-def open_device(kind: str) -> "Device":
+def open_device(kind: str, fp16_sums: str = "fp32", what: str = 'run.device = "hip"') -> "Device":
     """The device that `run.device` names: "cpu", or "hip" for the first GPU that this process sees.
 
+    Args:
+        kind: of these two.
+        fp16_sums: `precision.fp16_sums`, how the CPU sums products of fp16 matrices.
+        what: asked for a GPU, for the message.
+
     Raises:
-        UserError: there is no GPU, or the native module was built without HIP.
+        UserError: there is no GPU, the native module was built without HIP, or this CPU has no chains of fp16
+            multiply-adds.
     """
     module = native()
     if kind == "cpu":
-        device: Device = module.CpuDevice()
+        try:
+            device: Device = module.CpuDevice(fp16_chains=fp16_sums == "chains")
+        except module.Error as error:
+            raise UserError(f'precision.fp16_sums = "{fp16_sums}": {error}') from None
         return device
     try:
         gpu: Device = module.hip_device(0)
     except module.Error as error:
-        raise UserError(f'run.device = "hip": {error}') from None
+        raise UserError(f"{what}: {error}") from None
     return gpu

@@ -46,6 +46,8 @@ class StagePlan:
     """What lies as shards: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
     defer_weight: bool
     sequence_parallel: bool
+    reuse_activations: bool
+    """Whether gradients take the place of activations that backward is done with."""
 
 
 class Plan:
@@ -74,6 +76,8 @@ class Plan:
         """The stages of the ranks at these coordinates."""
         config, parallel, stages = self.config, self.config.parallel, self.training.stages
         plans = []
+        zero = parallel.zero if parallel.dp > 1 else 0  # one replica has nobody to share with
+        defer_weight = parallel.schedule == "zero-bubble" and parallel.pp > 1
         for number in range(pp_rank, stages, parallel.pp):
             first_op, last_op = stage_ops(self.stage_layers, number)
             evaluation_slots = max(lowered.slots[number] for lowered in self.evaluation.values())
@@ -89,9 +93,10 @@ class Plan:
                     self.training.gradient_buffers[number],
                     config.recompute.of_stage(pp_rank),
                     parallel.dp if parallel.zero else 1,
-                    parallel.zero if parallel.dp > 1 else 0,  # one replica has nobody to share with
-                    parallel.schedule == "zero-bubble" and parallel.pp > 1,
+                    zero,
+                    defer_weight,
                     parallel.sequence_parallel,
+                    config.micro_batches == 1 and zero < 2 and not defer_weight,
                 )
             )
         return plans
@@ -121,7 +126,8 @@ class RankModel:
         world = self._placed(world)
         self.grid = Grid(parallel.dp, parallel.pp, parallel.tp, world.rank)
         world.label = self.grid.label
-        self.device = open_device(config.run.device)
+        self.device = open_device(config.run.device, config.precision.fp16_sums)
+        world.use_device(self.device)
         self.groups = build_groups(self.grid, world, native_shape(model), model.tied_head)
         self.plan = Plan(config)
         check(self.plan.training)
@@ -182,4 +188,5 @@ class RankModel:
             whole_gradients=plan.zero < 2,
             defer_weight=plan.defer_weight and self.training,
             sequence_parallel=plan.sequence_parallel,
+            reuse_activations=plan.reuse_activations and self.training,
         )

@@ -38,7 +38,7 @@ def run_record(
     return {
         "pytrain": information.version(),
         "commit": information.commit(),
-        "native": native().information(),
+        "native": native().information(config.precision.fp16_sums == "chains"),
         "python": platform.python_version(),
         "libraries": information.library_versions(),
         "hosts": sorted({host for host, _ in ranks}),

@@ -67,7 +67,9 @@ class Saver:
         if size:
             self._memory = native().Buffer(device, size // 2, "bf16", "snapshot")
             device.fill(self._memory.array, 0.0)  # a run that starts shall not run out of memory at its first save
-            self._snapshot = checkpoint.Snapshot(self._memory.array.view(np.uint8), device.copy)
+            self._snapshot = checkpoint.Snapshot(
+                self._memory.array.view(np.uint8), device.start_copy, device.finish_copies
+            )
 
     @property
     def status(self) -> int:

@@ -152,6 +152,8 @@ class Stage:
         whole_gradients: the same of gradients.
         training: False keeps no gradients and no activations, and only evaluates.
         defer_weight: keep what `backward_weight` needs until it is called.
+        reuse_activations: each layer's gradients take the place of activations that backward is done with; for
+            steps of one micro-batch, whose gradients nobody needs once the next forward begins.
 
     Raises:
         pytrain._native.Error: sizes that do not fit each other; the message names them.
@@ -177,6 +179,7 @@ class Stage:
         whole_gradients: bool = True,
         training: bool = True,
         defer_weight: bool = False,
+        reuse_activations: bool = False,
     ) -> None:
         self.device = device
         self.model = model
@@ -204,6 +207,7 @@ class Stage:
             training=training,
             defer_weight=defer_weight,
             sequence_parallel=sequence_parallel,
+            gradient_shards=shards if reuse_activations else 0,
         )
         self.layout: _native.Layout = self.native.layout
         self.segments = segments_of(self.shape, self.layout, self.first_op, self.last_op)
@@ -212,8 +216,8 @@ class Stage:
             native().Buffer(device, size, policy.weights, "weights") for size in sizes if whole_weights
         ]
         self.gradients: list[_native.Buffer] = [
-            native().Buffer(device, size, policy.gradients, "gradients")
-            for size in sizes
+            self.native.gradient_buffer(index) or native().Buffer(device, size, policy.gradients, "gradients")
+            for index, size in enumerate(sizes)
             if training and whole_gradients
         ]
         for index, buffer in enumerate(self.weights):

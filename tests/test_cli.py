@@ -240,7 +240,7 @@ def test_generate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     stand_in(monkeypatch, "generate", generate_text=generate_text)
     assert main(["generate", "runs/a", "--prompt", "Once", "--top-k", "5", stream]) == ExitCode.OK
     assert capsys.readouterr().out == "Once upon a time\n"
-    settings = {"tokens": 128, "temperature": 0.8, "top_k": 5, "top_p": 1.0, "seed": 1234}
+    settings = {"tokens": 128, "temperature": 0.8, "top_k": 5, "top_p": 1.0, "seed": 1234, "device": None}
     assert generate_text[0][1].pop("group").size == 1
     assert generate_text[0] == ((Path("runs/a"), "Once"), settings)
 
@@ -252,7 +252,7 @@ def test_evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == "news: loss 1.5000 nats/token, perplexity 4.48, bits per byte n/a\n"
     (path, world, corpora), options = evaluate_checkpoint[0]
     assert (path, world.size, corpora) == (Path("runs/a"), 1, ("data/news",))
-    assert options == {"tp": 1, "pp": 1, "batches": 3}
+    assert options == {"tp": 1, "pp": 1, "batches": 3, "device": None}
 
 
 def test_export_import_inspect_and_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

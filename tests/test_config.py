@@ -227,8 +227,8 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
         ),
         (["run.device=cuda"], 'run.device must be one of "cpu", "hip", not "cuda"'),
         (
-            ["run.device=hip", "model.head_size=256"],
-            'run.device "hip" has attention for heads of up to 208 channels, and model.head_size is 256',
+            ["run.device=hip", "model.head_size=264"],
+            'run.device "hip" has attention for heads of up to 256 channels, and model.head_size is 264',
         ),
         (["run.deterministic=false"], "run.deterministic must be true, not false"),
         (["run.seed=true"], "run.seed must be a whole number, not true"),

@@ -129,7 +129,11 @@ def test_norms_and_residuals_are_divided(name: str, tp: int, recompute: str, def
 
 @pytest.mark.parametrize("tp", [2, 4])
 def test_the_memory_that_is_taken_follows(tp: int) -> None:
-    """What the device counts: two norms of three layers and the last, each with input and output, for three slots."""
+    """What the device counts: two norms of three layers and the last, with input and statistics, for three slots.
+
+    The last norm's output is kept for the head in each slot; what is gathered takes its place, and that of the one
+    output that all other norms share, which is as large.
+    """
     rows, hidden, norms, slots = 96, UNEVEN["gpt2"].hidden, 2 * 3 + 1, 3
     kept = {}
     for sequence_parallel in (False, True):
@@ -137,7 +141,7 @@ def test_the_memory_that_is_taken_follows(tp: int) -> None:
         kept[sequence_parallel] = stage.device.bytes_in_use("activations")
         assert kept[sequence_parallel] == pytest.approx(stage.native.arena_bytes, abs=4096)
     stream, statistics = rows * hidden * 4, rows * 2 * 4
-    saved = slots * norms * ((stream + statistics) * (tp - 1) // tp + stream) - stream
+    saved = slots * (norms * (stream + statistics) * (tp - 1) // tp + stream)
     assert kept[False] - kept[True] == pytest.approx(saved, abs=64 * 4 * norms * slots)
 
 

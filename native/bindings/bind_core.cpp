@@ -2,6 +2,8 @@
 #include <string_view>
 
 #include "bindings/bind.h"
+#include "bindings/dlpack.h"
+#include "bindings/flat_range.h"
 #include "core/buffer.h"
 
 namespace py = pybind11;
@@ -15,29 +17,38 @@ MemoryKind kind_from(const std::string& name) {
     throw Error(message("memory kind '", name, "' is not known"));
 }
 
-// A typed flat range of device memory.
-class Buffer {
+// Pinned host memory of a device, as bytes: what copies on its queues and an MPI that knows no GPUs may use.
+class PinnedBuffer {
 public:
-    Buffer(Device& device, std::int64_t elements, const std::string& dtype, const std::string& kind)
-        : device_(device), elements_(elements), kind_(kind), tensor_{nullptr, dtype_from(dtype)} {
-        check(elements >= 0, "a buffer of ", elements, " elements cannot be");
-        tensor_.data = device.allocate(static_cast<std::size_t>(elements) * size_of(tensor_.dtype), kind_from(kind));
+    PinnedBuffer(Device& device, std::int64_t bytes) : device_(device), bytes_(bytes) {
+        check(bytes >= 0, "a buffer of ", bytes, " bytes cannot be");
+        data_ = device.allocate_pinned(static_cast<std::size_t>(bytes));
     }
-    ~Buffer() { device_.release(tensor_.data); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
+    ~PinnedBuffer() { device_.release_pinned(data_); }
+    PinnedBuffer(const PinnedBuffer&) = delete;
+    PinnedBuffer& operator=(const PinnedBuffer&) = delete;
 
-    std::int64_t elements() const { return elements_; }
-    const std::string& kind() const { return kind_; }
-    Tensor tensor() const { return tensor_; }
-    bool on_gpu() const { return std::string_view(device_.name()) == "hip"; }
+    std::int64_t bytes() const { return bytes_; }
+    void* data() const { return data_; }
 
 private:
     Device& device_;
-    std::int64_t elements_;
-    std::string kind_;
-    Tensor tensor_;
+    std::int64_t bytes_;
+    void* data_ = nullptr;
 };
+
+py::capsule lend(const py::object& self, const py::object& max_version, const py::object& dl_device,
+                 const py::object& copy) {
+    const Buffer& buffer = self.cast<const Buffer&>();
+    const dlpack::DLDevice device = buffer.dlpack_device();
+    const bool elsewhere = !dl_device.is_none() &&
+                           !dl_device.equal(py::make_tuple(static_cast<int>(device.device_type), device.device_id));
+    if (elsewhere || (!copy.is_none() && copy.cast<bool>()))
+        throw py::buffer_error("this buffer is lent where it lies, and not copied");
+    if (!max_version.is_none() && max_version.cast<std::pair<int, int>>().first >= 1)
+        return dlpack::lend<dlpack::DLManagedTensorVersioned>(buffer.tensor(), buffer.elements(), device, self);
+    return dlpack::lend<dlpack::DLManagedTensor>(buffer.tensor(), buffer.elements(), device, self);
+}
 }  // namespace
 
 void bind_core(py::module_& module) {
@@ -67,9 +78,13 @@ void bind_core(py::module_& module) {
     module.def(
         "hip_device", &make_hip_device, py::arg("index"),
         "GPU `index` of those that are visible, as a Device; Error where this build has no HIP, or no GPU is there.");
-    py::class_<Buffer>(module, "Buffer", "A typed flat range of device memory, zeroed, counted by kind.")
-        .def(py::init<Device&, std::int64_t, const std::string&, const std::string&>(), py::arg("device"),
-             py::arg("elements"), py::arg("dtype"), py::arg("kind"), py::keep_alive<1, 2>())
+    py::class_<Buffer>(
+        module, "Buffer",
+        "A typed flat range of device memory, zeroed, counted by kind; some are parts of a stage's arena.")
+        .def(py::init([](Device& device, std::int64_t elements, const std::string& dtype, const std::string& kind) {
+                 return new Buffer(device, elements, dtype, kind_from(kind));
+             }),
+             py::arg("device"), py::arg("elements"), py::arg("dtype"), py::arg("kind"), py::keep_alive<1, 2>())
         .def_property_readonly("elements", &Buffer::elements)
         .def_property_readonly("kind", &Buffer::kind)
         .def_property_readonly("dtype", [](const Buffer& buffer) { return name_of(buffer.tensor().dtype); })
@@ -95,7 +110,32 @@ void bind_core(py::module_& module) {
                 interface["version"] = 3;
                 return interface;
             },
-            "For a GPU-aware MPI (mpi4py takes it), version 3; AttributeError on the CPU.");
+            "For a GPU-aware MPI (mpi4py takes it), version 3; AttributeError on the CPU.")
+        .def("__dlpack_device__",
+             [](const Buffer& buffer) {
+                 const dlpack::DLDevice device = buffer.dlpack_device();
+                 return py::make_tuple(static_cast<int>(device.device_type), device.device_id);
+             })
+        .def(
+            "__dlpack__",
+            // What was called from Python is done when it returns, so that no stream has anything to wait for.
+            [](const py::object& self, const py::object&, const py::object& max_version, const py::object& dl_device,
+               const py::object& copy) { return lend(self, max_version, dl_device, copy); },
+            py::kw_only(), py::arg("stream") = py::none(), py::arg("max_version") = py::none(),
+            py::arg("dl_device") = py::none(), py::arg("copy") = py::none(),
+            "(elements,) float32 or uint16 as a capsule without a copy; BufferError where a copy is asked for.");
+    py::class_<PinnedBuffer>(module, "PinnedBuffer",
+                             "Host memory that copies of a device's queues and MPI may use, counted as staging.")
+        .def(py::init<Device&, std::int64_t>(), py::arg("device"), py::arg("bytes"), py::keep_alive<1, 2>())
+        .def_property_readonly("bytes", &PinnedBuffer::bytes)
+        .def_property_readonly(
+            "array",
+            [](const py::object& self) {
+                const PinnedBuffer& buffer = self.cast<const PinnedBuffer&>();
+                return py::array(py::dtype::of<std::uint8_t>(), {static_cast<py::ssize_t>(buffer.bytes())},
+                                 buffer.data(), self);
+            },
+            "(bytes,) uint8; shares the buffer's memory");
 }
 
 }  // namespace pytrain

@@ -22,16 +22,18 @@ using Array = py::array;
 using Object = py::object;
 using Release = py::gil_scoped_release;
 
-std::unique_ptr<CpuDevice> make_device(const std::optional<std::string>& isa, std::optional<int> threads) {
+std::unique_ptr<CpuDevice> make_device(const std::optional<std::string>& isa, std::optional<int> threads,
+                                       bool fp16_chains) {
     check(!threads || *threads >= 1, "threads: must be at least 1, not ", threads.value_or(1));
-    const cpu::Kernels kernels = isa ? cpu::kernels_of(*isa) : cpu::chosen_kernels();
+    cpu::Kernels kernels = isa ? cpu::kernels_of(*isa) : cpu::chosen_kernels();
+    if (fp16_chains) kernels = cpu::with_fp16_chains(kernels);
     return std::make_unique<CpuDevice>(kernels, threads ? *threads : cpu::default_threads());
 }
 
 double peak_flops(CpuDevice& device, std::int64_t repeats, const std::string& dtype) {
     check(repeats >= 0, "repeats: must not be negative, not ", repeats);
     const DType type = dtype_from(dtype);
-    const cpu::Products products = device.kernels().products(type, type);
+    const cpu::Products products = device.kernels().matrix_products(type, type);
     const Release release;
     constexpr std::size_t sink = 64;  // floats, see kernels.h
     std::vector<float> sinks(sink * static_cast<std::size_t>(device.threads()));
@@ -58,6 +60,30 @@ void copy(Device& device, const Array& destination, const Array& source) {
     const Release release;
     device.copy(to, from, bytes, nullptr);
     finish(device);
+}
+
+// Of the communication queue, beside what the compute queue does.
+void start_copy(Device& device, const Array& destination, const Array& source) {
+    check(destination.nbytes() == source.nbytes(), "destination: holds ", destination.nbytes(), " bytes, but source ",
+          source.nbytes());
+    check((destination.flags() & source.flags() & Array::c_style) && destination.writeable(),
+          "start_copy: both arrays must be C-contiguous, and destination writeable");
+    void* const to = const_cast<void*>(destination.data());
+    const void* const from = source.data();
+    const auto bytes = static_cast<std::size_t>(source.nbytes());
+    const Release release;
+    device.copy(to, from, bytes, device.communication_queue());
+}
+
+void finish_copies(Device& device) {
+    const Release release;
+    Event* const event = device.record(device.communication_queue());
+    device.synchronize(event);
+    device.release(event);
+}
+
+bool is_device_memory(const Device& device, const Array& array) {
+    return device.is_device_memory(array.data(), static_cast<std::size_t>(array.nbytes()));
 }
 
 void convert(Device& device, const Array& destination, const Array& source, const std::string& half) {
@@ -142,10 +168,10 @@ void matmul(Device& device, const Array& c, const Array& a, const Array& b, bool
 void pack(CpuDevice& device, const Array& panel, const Array& source, bool along, const std::string& half, bool pairs) {
     const Tensor from = Arguments(half).rows("source", source, 2);
     const std::int64_t width = source.shape(along ? 0 : 1), k = source.shape(along ? 1 : 0), ld = stride_of(source, 0);
-    const DType type = pairs ? DType::bf16 : DType::fp32;
-    const cpu::Products products = device.kernels().products(type, type);
+    const DType type = pairs ? dtype_from(half) : DType::fp32;
+    const cpu::Products products = device.kernels().matrix_products(type, type);
     const std::int64_t words = products.words(k);
-    check(!pairs || products.word_depth == 2, "pack: ", device.kernels().name, " has no products of bf16 pairs");
+    check(!pairs || products.word_depth == 2, "pack: ", device.kernels().name, " has no products of pairs of ", half);
     check(panel.ndim() == 2 && panel.shape(0) == words && panel.shape(1) >= width, "panel: must be (", words,
           ", at least ", width, "), not ", text_of(shape_of(panel)));
     const std::int64_t panel_width = panel.shape(1);
@@ -275,13 +301,15 @@ void gelu_forward(Device& device, const Array& y, const Array& x, const std::str
     finish(device);
 }
 
-void gelu_backward(Device& device, const Array& dx, const Array& dy, const Array& x, const std::string& half) {
+void gelu_backward(Device& device, const Array& dx, const Array& dy, const Array& x, const py::object& y,
+                   const std::string& half) {
     const Arguments arguments(half);
     const Tensor in = arguments.flat("x", x), dout = arguments.flat("dy", dy, shape_of(x)),
-                 din = arguments.flat("dx", dx, shape_of(x), true);
+                 din = arguments.flat("dx", dx, shape_of(x), true),
+                 again = arguments.optional("y", y, shape_of(x), true);
     const std::int64_t n = x.size();
     const Release release;
-    device.gelu_backward(din, dout, in, n, nullptr);
+    device.gelu_backward(din, dout, in, again, n, nullptr);
     finish(device);
 }
 
@@ -295,15 +323,16 @@ void swiglu_forward(Device& device, const Array& y, const Array& gate_up, const 
     finish(device);
 }
 
-void swiglu_backward(Device& device, const Array& dgate_up, const Array& dy, const Array& gate_up,
+void swiglu_backward(Device& device, const Array& dgate_up, const Array& dy, const Array& gate_up, const py::object& y,
                      const std::string& half) {
     const Arguments arguments(half);
     check(dy.ndim() == 2, "dy: must be (rows, width), not ", text_of(shape_of(dy)));
     const std::int64_t rows = dy.shape(0), width = dy.shape(1);
     const Tensor dout = arguments.flat("dy", dy), in = arguments.flat("gate_up", gate_up, {rows, 2 * width});
-    const Tensor din = arguments.flat("dgate_up", dgate_up, {rows, 2 * width}, true);
+    const Tensor din = arguments.flat("dgate_up", dgate_up, {rows, 2 * width}, true),
+                 again = arguments.optional("y", y, {rows, width}, true);
     const Release release;
-    device.swiglu_backward(din, dout, in, rows, width, nullptr);
+    device.swiglu_backward(din, dout, in, again, rows, width, nullptr);
     finish(device);
 }
 
@@ -336,6 +365,11 @@ void bind_operations(py::module_& module) {
         .def("reserve", &Device::reserve, py::arg("rows"), py::arg("width"), py::arg("head_size"), Gil(),
              "Makes room for operations on rows of `width` elements and heads of `head_size`; needed before them.")
         .def("copy", &copy, py::arg("destination"), py::arg("source"), "Copies bytes, with all threads.")
+        .def("start_copy", &start_copy, py::arg("destination"), py::arg("source"),
+             "Copies bytes on the communication queue; both arrays belong to the copy until `finish_copies` returns.")
+        .def("finish_copies", &finish_copies, "Waits on an event after all copies that were started.")
+        .def("is_device_memory", &is_device_memory, py::arg("array"),
+             "Whether a C-contiguous array lies in memory of a GPU, which an MPI that knows none must not be handed.")
         .def("convert", &convert, py::arg("destination"), py::arg("source"), half,
              "destination = source, rounded to its type.")
         .def("add", &add, py::arg("destination"), py::arg("source"), half, "destination += source, in fp32.")
@@ -365,10 +399,12 @@ void bind_operations(py::module_& module) {
              py::arg("mean"), py::arg("rstd"), py::arg("x"), py::arg("weight"), half,
              "dx, dweight, dbias += their gradients.")
         .def("gelu_forward", &gelu_forward, py::arg("y"), py::arg("x"), half)
-        .def("gelu_backward", &gelu_backward, py::arg("dx"), py::arg("dy"), py::arg("x"), half)
+        .def("gelu_backward", &gelu_backward, py::arg("dx"), py::arg("dy"), py::arg("x"), py::arg("y") = py::none(),
+             half, "dx of dy at x; y, unless None, becomes gelu(x) again.")
         .def("swiglu_forward", &swiglu_forward, py::arg("y"), py::arg("gate_up"), half,
              "y (rows, F) of gate_up (rows, 2 F).")
-        .def("swiglu_backward", &swiglu_backward, py::arg("dgate_up"), py::arg("dy"), py::arg("gate_up"), half)
+        .def("swiglu_backward", &swiglu_backward, py::arg("dgate_up"), py::arg("dy"), py::arg("gate_up"),
+             py::arg("y") = py::none(), half, "dgate_up of dy; y, unless None, becomes the forward's again.")
         .def("rope", &rope, py::arg("x"), py::arg("heads"), py::arg("head_size"), py::arg("positions"),
              py::arg("table"), py::arg("inverse") = false, half,
              "Rotates the first heads*head_size elements of x's rows in place; table (context, head_size/2, 2) of cos, "
@@ -382,10 +418,13 @@ void bind_device(py::module_& module) {
     const py::arg_v half = py::arg("half") = "bf16";
     py::class_<CpuDevice, Device> device(module, "CpuDevice", "The CPU as a device.");
     device
-        .def(py::init(&make_device), py::arg("isa") = py::none(), py::arg("threads") = py::none(),
-             "isa: instruction set (default: PYTRAIN_ISA, or the best of this CPU); threads: OMP_NUM_THREADS or the "
-             "cores of\n"
-             "the affinity mask, unless given.")
+        .def(
+            py::init(&make_device), py::arg("isa") = py::none(), py::arg("threads") = py::none(),
+            py::arg("fp16_chains") = false,
+            "isa: instruction set (default: PYTRAIN_ISA, or the best of this CPU); threads: OMP_NUM_THREADS or the "
+            "cores of\n"
+            "the affinity mask, unless given; fp16_chains: products of fp16 matrices in chains of fp16 multiply-adds,\n"
+            "flushed into fp32 (Arm with SVE; raises Error elsewhere).")
         .def_property_readonly("isa", [](const CpuDevice& self) { return self.kernels().name; })
         .def_property_readonly("threads", &CpuDevice::threads)
         .def("peak_flops", &peak_flops, py::arg("repeats"), py::arg("dtype") = "fp32",
@@ -393,7 +432,7 @@ void bind_device(py::module_& module) {
              "made of; returns the FLOPs done.")
         .def("pack", &pack, py::arg("panel"), py::arg("source"), py::arg("along"), half, py::arg("pairs") = false,
              "The packing kernel, for tests: panel (k, panel width) float32 of source (width, k) if along, else (k, "
-             "width); with pairs, panel ((k+1)/2, panel width) of words that each hold two bf16.");
+             "width); with pairs, panel ((k+1)/2, panel width) of words that each hold two bf16 or fp16.");
 }
 
 }  // namespace pytrain

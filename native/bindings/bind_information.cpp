@@ -9,8 +9,16 @@ namespace py = pybind11;
 namespace pytrain {
 
 namespace {
-py::dict information() {
-    const cpu::Kernels& kernels = cpu::chosen_kernels();
+std::string blocking_of(const cpu::Kernels& kernels) {
+    const std::string blocking = message("tile ", kernels.tile_rows, "x", kernels.tile_columns, ", block ",
+                                         kernels.block_rows, "x", kernels.block_depth, "x", kernels.block_columns);
+    if (!kernels.chain_fp16) return blocking;
+    return message(blocking, ", fp16 in chains of ", kernels.fp16_chain, " and blocks of ",
+                   kernels.fp16_chains.block_depth);
+}
+
+py::dict information(bool fp16_chains) {
+    const cpu::Kernels kernels = fp16_chains ? cpu::with_fp16_chains(cpu::chosen_kernels()) : cpu::chosen_kernels();
     py::list available;
     for (const cpu::Isa& isa : cpu::list_isas(cpu::detect_features()))
         if (isa.available()) available.append(isa.name);
@@ -22,8 +30,7 @@ py::dict information() {
     facts["isas_built"] = PYTRAIN_BUILT_ISAS;
     facts["isas_dropped"] = PYTRAIN_DROPPED_ISAS;
     facts["threads"] = cpu::default_threads();
-    facts["blocking"] = message("tile ", kernels.tile_rows, "x", kernels.tile_columns, ", block ", kernels.block_rows,
-                                "x", kernels.block_depth, "x", kernels.block_columns);
+    facts["blocking"] = blocking_of(kernels);
     return facts;
 }
 }  // namespace
@@ -31,8 +38,9 @@ py::dict information() {
 void bind_information(py::module_& module) {
     module.attr("source_hash") = PYTRAIN_SOURCE_HASH;
     module.attr("__version__") = PYTRAIN_VERSION;
-    module.def("information", &information,
-               "Compiler, instruction sets (chosen, available, built, dropped), threads and blocking, as JSON values.");
+    module.def("information", &information, py::arg("fp16_chains") = false,
+               "Compiler, instruction sets (chosen, available, built, dropped), threads and blocking, as JSON values;\n"
+               "fp16_chains: the blocking of a device with them.");
 }
 
 }  // namespace pytrain

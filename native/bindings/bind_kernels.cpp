@@ -64,9 +64,10 @@ constexpr std::size_t listed_pointers() {
     for (const Field& field : kFields) count += field.pointers;
     return count;
 }
-// Beside the pointers: a name, five sizes, and products of bf16, which only some tables have. A field that is new in
+// Beside the pointers: a name, five sizes, products of bf16 and chains of fp16, which only some tables have, with the
+// length of a chain and whether it is taken (a word, with its padding). A field that is new in
 // Kernels has to be listed above.
-static_assert(sizeof(Kernels) == sizeof(const char*) + 5 * sizeof(std::int64_t) + sizeof(cpu::Products) +
+static_assert(sizeof(Kernels) == sizeof(const char*) + 7 * sizeof(std::int64_t) + 2 * sizeof(cpu::Products) +
                                      listed_pointers() * sizeof(void (*)()));
 
 // Names of the fields of a table in which a pointer is still the scalar one, or null.
@@ -162,12 +163,14 @@ Floats gelu_forward(const std::string& isa, const Floats& x) {
     return y;
 }
 
-Floats gelu_backward(const std::string& isa, const Floats& dy, const Floats& x) {
+py::tuple gelu_backward(const std::string& isa, const Floats& dy, const Floats& x) {
     Floats dx = row_of(x.size());
+    Floats y = row_of(x.size());
     float* const out = dx.mutable_data();
+    float* const again = y.mutable_data();
     const std::int64_t n = same_size(x, {{"dy", &dy}});
-    run(isa, [&](const Kernels& kernels) { kernels.gelu_backward(out, dy.data(), x.data(), n); });
-    return dx;
+    run(isa, [&](const Kernels& kernels) { kernels.gelu_backward(out, again, dy.data(), x.data(), n); });
+    return py::make_tuple(dx, y);
 }
 
 Floats swiglu_forward(const std::string& isa, const Floats& gate, const Floats& up) {
@@ -182,12 +185,14 @@ py::tuple swiglu_backward(const std::string& isa, const Floats& dy, const Floats
     const std::int64_t n = same_size(gate, {{"up", &up}, {"dy", &dy}});
     Floats dgate = row_of(n);
     Floats dup = row_of(n);
+    Floats y = row_of(n);
+    float* const again = y.mutable_data();
     float* const gate_out = dgate.mutable_data();
     float* const up_out = dup.mutable_data();
     run(isa, [&](const Kernels& kernels) {
-        kernels.swiglu_backward(gate_out, up_out, dy.data(), gate.data(), up.data(), n);
+        kernels.swiglu_backward(gate_out, up_out, again, dy.data(), gate.data(), up.data(), n);
     });
-    return py::make_tuple(dgate, dup);
+    return py::make_tuple(dgate, dup, y);
 }
 
 Floats rope(const std::string& isa, const Floats& x, const Floats& cos_sin, float sign) {
@@ -397,9 +402,9 @@ void bind_rows(py::module_& kernels) {
     kernels.def("add", add, arg("isa"), arg("y"), arg("x"));
     kernels.def("scale", scale, arg("isa"), arg("y"), arg("factor"));
     kernels.def("gelu_forward", gelu_forward, arg("isa"), arg("x"));
-    kernels.def("gelu_backward", gelu_backward, arg("isa"), arg("dy"), arg("x"));
+    kernels.def("gelu_backward", gelu_backward, arg("isa"), arg("dy"), arg("x"), "-> dx, y");
     kernels.def("swiglu_forward", swiglu_forward, arg("isa"), arg("gate"), arg("up"));
-    kernels.def("swiglu_backward", swiglu_backward, arg("isa"), arg("dy"), arg("gate"), arg("up"), "-> dgate, dup");
+    kernels.def("swiglu_backward", swiglu_backward, arg("isa"), arg("dy"), arg("gate"), arg("up"), "-> dgate, dup, y");
     kernels.def("rope", rope, arg("isa"), arg("x"), arg("cos_sin"), arg("sign"));
     kernels.def("layernorm_forward", layernorm_forward, arg("isa"), arg("x"), arg("weight"), arg("bias"), arg("eps"),
                 "-> y, mean, rstd");

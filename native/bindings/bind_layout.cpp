@@ -104,6 +104,7 @@ void bind_layout(py::module_& module) {
 
     py::class_<BucketSpec>(module, "BucketSpec", "A flat range of tensors: the unit of reduction, ZeRO and files.")
         .def_readonly("name", &BucketSpec::name)
+        .def_readonly("follows_backward", &BucketSpec::follows_backward)
         .def_readonly("first_tensor", &BucketSpec::first_tensor)
         .def_readonly("tensor_count", &BucketSpec::tensor_count)
         .def_readonly("elements", &BucketSpec::elements);

@@ -1,6 +1,8 @@
+#include <memory>
 #include <type_traits>
 
 #include "bindings/bind.h"
+#include "bindings/flat_range.h"
 #include "model/stage.h"
 
 namespace py = pybind11;
@@ -23,14 +25,15 @@ Pass pass_from(const std::string& name) {
 StageConfig config_from(std::int64_t first_op, std::int64_t last_op, std::int64_t batch, std::int64_t length,
                         const std::vector<std::string>& recompute, std::int64_t tp_rank, std::int64_t tp_size,
                         std::int64_t slots, bool training, bool defer_weight, std::int64_t head_chunk,
-                        bool sequence_parallel) {
+                        bool sequence_parallel, std::int64_t gradient_shards) {
     StageConfig config{};
     config.first_op = first_op, config.last_op = last_op;
     config.batch = batch, config.length = length;
     for (const std::string& name : recompute) config.recompute.push_back(recompute_from(name));
     config.tp_rank = tp_rank, config.tp_size = tp_size;
     config.slots = slots, config.training = training, config.defer_weight = defer_weight,
-    config.head_chunk = head_chunk, config.sequence_parallel = sequence_parallel;
+    config.head_chunk = head_chunk, config.sequence_parallel = sequence_parallel,
+    config.gradient_shards = gradient_shards;
     return config;
 }
 
@@ -45,6 +48,15 @@ py::list arena_table(const Arena& arena) {
         rows.append(row);
     }
     return rows;
+}
+
+std::unique_ptr<Buffer> gradient_buffer(Stage& stage, std::int64_t bucket) {
+    const std::vector<Place>& places = stage.arena().gradients;
+    if (places.empty() || places.at(static_cast<std::size_t>(bucket)).offset == kNone) return nullptr;
+    const std::int64_t shards = stage.config().gradient_shards;
+    const Tensor part = stage.at(places[static_cast<std::size_t>(bucket)], 0, stage.policy().gradients);
+    return std::make_unique<Buffer>(stage.device(), stage.layout().shard_elements(bucket, shards) * shards, part,
+                                    MemoryKind::activations);
 }
 
 // A method of Stage without the GIL, which returns when the device is done.
@@ -88,35 +100,40 @@ void bind_stage(py::module_& module) {
         "plan_arena",
         [](const Shape& shape, const Policy& policy, std::int64_t first_op, std::int64_t last_op, std::int64_t batch,
            std::int64_t length, const std::vector<std::string>& recompute, std::int64_t tp_rank, std::int64_t tp_size,
-           std::int64_t slots, bool training, bool defer_weight, std::int64_t head_chunk, bool sequence_parallel) {
+           std::int64_t slots, bool training, bool defer_weight, std::int64_t head_chunk, bool sequence_parallel,
+           std::int64_t gradient_shards) {
             const Arena arena(shape, policy,
                               config_from(first_op, last_op, batch, length, recompute, tp_rank, tp_size, slots,
-                                          training, defer_weight, head_chunk, sequence_parallel));
+                                          training, defer_weight, head_chunk, sequence_parallel, gradient_shards));
             return py::make_tuple(arena.bytes, arena_table(arena));
         },
         py::arg("shape"), py::arg("policy"), py::kw_only(), py::arg("first_op"), py::arg("last_op"), py::arg("batch"),
         py::arg("length"), py::arg("recompute"), py::arg("tp_rank") = 0, py::arg("tp_size") = 1, py::arg("slots") = 1,
         py::arg("training") = true, py::arg("defer_weight") = false, py::arg("head_chunk") = 0,
-        py::arg("sequence_parallel") = false, "(bytes, table) of the arena a Stage of these arguments would allocate");
+        py::arg("sequence_parallel") = false, py::arg("gradient_shards") = 0,
+        "(bytes, table) of the arena a Stage of these arguments would allocate");
 
     py::class_<Stage>(module, "Stage", "A range of ops on one rank; see native/model/stage.h.")
         .def(py::init([](Device& device, const Shape& shape, const Policy& policy, std::int64_t first_op,
                          std::int64_t last_op, std::int64_t batch, std::int64_t length,
                          const std::vector<std::string>& recompute, std::int64_t tp_rank, std::int64_t tp_size,
                          std::int64_t slots, bool training, bool defer_weight, std::int64_t head_chunk,
-                         bool sequence_parallel) {
+                         bool sequence_parallel, std::int64_t gradient_shards) {
                  return new Stage(device, shape, policy,
                                   config_from(first_op, last_op, batch, length, recompute, tp_rank, tp_size, slots,
-                                              training, defer_weight, head_chunk, sequence_parallel));
+                                              training, defer_weight, head_chunk, sequence_parallel, gradient_shards));
              }),
              py::arg("device"), py::arg("shape"), py::arg("policy"), py::kw_only(), py::arg("first_op"),
              py::arg("last_op"), py::arg("batch"), py::arg("length"), py::arg("recompute"), py::arg("tp_rank") = 0,
              py::arg("tp_size") = 1, py::arg("slots") = 1, py::arg("training") = true, py::arg("defer_weight") = false,
-             py::arg("head_chunk") = 0, py::arg("sequence_parallel") = false, py::keep_alive<1, 2>())
+             py::arg("head_chunk") = 0, py::arg("sequence_parallel") = false, py::arg("gradient_shards") = 0,
+             py::keep_alive<1, 2>())
         .def_property_readonly("layout", &Stage::layout, py::return_value_policy::reference_internal)
         .def_property_readonly("first_op", [](const Stage& stage) { return stage.config().first_op; })
         .def_property_readonly("last_op", [](const Stage& stage) { return stage.config().last_op; })
         .def_property_readonly("slots", [](const Stage& stage) { return stage.config().slots; })
+        .def_property_readonly(
+            "head_chunk", [](const Stage& stage) { return stage.arena().head_chunk; }, "rows of logits at a time")
         .def_property_readonly("arena_bytes", [](const Stage& stage) { return stage.arena().bytes; })
         .def_property_readonly("arena_table", [](const Stage& stage) { return arena_table(stage.arena()); })
         .def(
@@ -132,6 +149,8 @@ void bind_stage(py::module_& module) {
                 stage.parameters().bind_gradients(bucket, reinterpret_cast<void*>(address));
             },
             py::arg("bucket"), py::arg("address"))
+        .def("gradient_buffer", &gradient_buffer, py::arg("bucket"), py::keep_alive<0, 1>(),
+             "The gradients of a bucket where they lie in the arena, bound already; None where they lie elsewhere.")
         .def(
             "overwrite_gradients", &Stage::overwrite_gradients,
             "From here on the first gradient of each tensor takes the place of what is there, instead of adding to it.")

@@ -170,7 +170,7 @@ void attention_forward(const Kernels& kernels, Workspace& workspace, const Atten
     const int64_t cuts = tiles_of_queries();
     queries = ceil_to((attention.query_rows + cuts - 1) / cuts, tiles.panel_columns);
     // The last tiles see the most keys: they go first, so that no thread is left with a long one at the end. Where
-    // there are many heads, one head goes after the other, so that its keys and values stay in a cache.
+    // there are many heads, one after the other, so that its keys and values stay in a cache.
     const bool head_by_head = pairs >= kTasksPerThread * workspace.threads();
     parallel_for(workspace.threads(), pairs * cuts, [&](int64_t task, int thread) {
         const int64_t pair = head_by_head ? task / cuts : task % pairs;

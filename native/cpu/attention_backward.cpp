@@ -214,7 +214,8 @@ struct Pass {
                      tiles.panel_columns, tiles.depth, tiles.row_panel());
         pack_columns(tiles.products, scratch.dout_columns, head.out_row(gradients.dout, query), head.out_stride(),
                      queries, tiles.panel_columns, tiles.depth, tiles.row_panel());
-        // The first query, counted in the tile, that sees a key; earlier ones would add zeros to sums begun at zero.
+        // The first query, counted in the tile, that sees a key; earlier ones would add zeros to sums that begin at
+        // zero.
         const auto first_seer = [&](int64_t k) {
             return std::clamp<int64_t>(k - attention.query_offset - query, 0, queries);
         };

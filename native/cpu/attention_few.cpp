@@ -51,8 +51,8 @@ void add_keys(const Kernels& kernels, const AttentionTiles& tiles, const Attenti
     for (int64_t column = 0; column < visible; column += width)
         tiles.multiply(tiles.depth, scratch.q_panel, scratch.k_panels + column / width * tiles.key_panel(),
                        scratch.rows + column, scratch.stride, false);
-    // Packing one panel transposes.
-    kernels.pack_along[fp32](scratch.columns, scratch.rows, scratch.stride, visible, queries, scratch.width);
+    kernels.pack_along[fp32](scratch.columns, scratch.rows, scratch.stride, visible, queries,
+                             scratch.width);  // transposes
     hide_unseen(head, scratch.columns, scratch.width, begin, queries, key, visible);
     const bool changed = kernels.softmax_columns(scratch.columns, scratch.maximum, scratch.denominator, scratch.factor,
                                                  score_scale(attention), visible, scratch.width);

@@ -24,6 +24,11 @@ void fit_blocks(Kernels* kernels, const Features& features) {
     const std::int64_t vector = kernels->block_depth * kFloat;
     kernels->block_columns = whole_tiles(share / 4 / vector, kernels->tile_columns, 2, 16);
     kernels->block_rows = whole_tiles(share / 8 / vector, kernels->tile_rows, 4, 12);
+    if (Products& chains = kernels->fp16_chains; chains.matmul_tile != nullptr) {  // as many words, in the same tiles
+        chains.block_rows = kernels->block_rows;
+        chains.block_depth = chains.word_depth * kernels->block_depth;
+        chains.block_columns = kernels->block_columns;
+    }
 }
 
 }  // namespace pytrain::cpu

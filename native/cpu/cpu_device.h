@@ -28,6 +28,7 @@ public:
     void release(void* pointer) override;
     void* allocate_pinned(std::size_t bytes) override;
     void release_pinned(void* pointer) override;
+    bool is_device_memory(const void*, std::size_t) const override { return false; }  // it is the host's
     std::size_t bytes_in_use(MemoryKind kind) const override;
     std::size_t bytes_peak(MemoryKind kind) const override;
     void reserve(std::int64_t rows, std::int64_t width, std::int64_t head_size) override;
@@ -58,9 +59,9 @@ public:
     void norm_forward(const Norm&, Tensor y, Queue*) override;
     void norm_backward(const Norm&, Tensor dx, Tensor dweight, Tensor dbias, Tensor dy, Queue*) override;
     void gelu_forward(Tensor y, Tensor x, std::int64_t n, Queue*) override;
-    void gelu_backward(Tensor dx, Tensor dy, Tensor x, std::int64_t n, Queue*) override;
+    void gelu_backward(Tensor dx, Tensor dy, Tensor x, Tensor y, std::int64_t n, Queue*) override;
     void swiglu_forward(Tensor y, Tensor gate_up, std::int64_t rows, std::int64_t width, Queue*) override;
-    void swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width,
+    void swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, Tensor y, std::int64_t rows, std::int64_t width,
                          Queue*) override;
     void rope(Tensor x, std::int64_t rows, std::int64_t stride, std::int64_t heads, std::int64_t head_size,
               const std::int32_t* positions, const float* table, bool inverse, Queue*) override;

@@ -187,13 +187,15 @@ void CpuDevice::gelu_forward(Tensor y, Tensor x, std::int64_t n, Queue*) {
     });
 }
 
-void CpuDevice::gelu_backward(Tensor dx, Tensor dy, Tensor x, std::int64_t n, Queue*) {
+void CpuDevice::gelu_backward(Tensor dx, Tensor dy, Tensor x, Tensor y, std::int64_t n, Queue*) {
     for_pieces(workspace_, n, kPiece, [=](const Piece& piece) {
         const float* const d = read_row(kernels_, dy, piece.first, piece.n, piece.scratch(0));
         const float* const value = read_row(kernels_, x, piece.first, piece.n, piece.scratch(1));
         float* const out = output_row(dx, piece.first, piece.scratch(2));
-        kernels_.gelu_backward(out, d, value, piece.n);
+        float* const again = y ? output_row(y, piece.first, piece.scratch(3)) : nullptr;
+        kernels_.gelu_backward(out, again, d, value, piece.n);
         write_row(kernels_, dx, piece.first, piece.n, out);
+        if (y) write_row(kernels_, y, piece.first, piece.n, again);
     });
 }
 
@@ -223,16 +225,19 @@ void CpuDevice::swiglu_forward(Tensor y, Tensor gate_up, std::int64_t rows, std:
     });
 }
 
-void CpuDevice::swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width,
-                                Queue*) {
+void CpuDevice::swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, Tensor y, std::int64_t rows,
+                                std::int64_t width, Queue*) {
     for_row_pieces(workspace_, rows, width, [=](std::int64_t row, const Piece& piece) {
         const std::int64_t gate_first = row * 2 * width + piece.first;
         const float* const gate = read_row(kernels_, gate_up, gate_first, piece.n, piece.scratch(0));
         const float* const up = read_row(kernels_, gate_up, gate_first + width, piece.n, piece.scratch(1));
-        const float* const d = read_row(kernels_, dy, row * width + piece.first, piece.n, piece.scratch(2));
+        const std::int64_t first = row * width + piece.first;
+        const float* const d = read_row(kernels_, dy, first, piece.n, piece.scratch(2));
         float* const dgate = output_row(dgate_up, gate_first, piece.scratch(3));
         float* const dup = output_row(dgate_up, gate_first + width, piece.scratch(4));
-        kernels_.swiglu_backward(dgate, dup, d, gate, up, piece.n);
+        float* const again = y ? output_row(y, first, piece.scratch(5)) : nullptr;
+        kernels_.swiglu_backward(dgate, dup, again, d, gate, up, piece.n);
+        if (y) write_row(kernels_, y, first, piece.n, again);
         write_row(kernels_, dgate_up, gate_first, piece.n, dgate);
         write_row(kernels_, dgate_up, gate_first + width, piece.n, dup);
     });

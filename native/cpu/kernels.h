@@ -66,6 +66,13 @@ struct Kernels {
     // all of it null: its bf16 operands are widened as they are packed.
     Products bf16;
 
+    // Products of two fp16 operands in fp16 multiply-adds, at most `fp16_chain` in a row before they are flushed into
+    // fp32: faster and less exact, so whole matrices take them only where chain_fp16 is set (select.h), and attention
+    // never. Null where the instruction set has none.
+    Products fp16_chains;
+    std::int64_t fp16_chain;
+    bool chain_fp16;
+
     // --- storage types --------------------------------------------------------------------------
     void (*widen[kDTypes])(float* y, const void* x, std::int64_t n);   // [fp32] copies
     void (*narrow[kDTypes])(void* y, const float* x, std::int64_t n);  // round to nearest even, NaN stays NaN
@@ -74,9 +81,10 @@ struct Kernels {
     void (*add)(float* y, const float* x, std::int64_t n);           // y += x
     void (*scale)(float* y, float factor, std::int64_t n);           // y *= factor
     void (*gelu_forward)(float* y, const float* x, std::int64_t n);  // tanh approximation
-    void (*gelu_backward)(float* dx, const float* dy, const float* x, std::int64_t n);
+    // The backward ones write what the forward ones give into y too, unless it is null: the same bits.
+    void (*gelu_backward)(float* dx, float* y, const float* dy, const float* x, std::int64_t n);
     void (*swiglu_forward)(float* y, const float* gate, const float* up, std::int64_t n);
-    void (*swiglu_backward)(float* dgate, float* dup, const float* dy, const float* gate, const float* up,
+    void (*swiglu_backward)(float* dgate, float* dup, float* y, const float* dy, const float* gate, const float* up,
                             std::int64_t n);
     // x (heads, head_size): rotate-half with cos_sin (head_size/2, 2); sign -1 rotates back
     void (*rope)(float* x, const float* cos_sin, std::int64_t heads, std::int64_t head_size, float sign);
@@ -119,6 +127,12 @@ struct Kernels {
             widened.pack_across[type] = pack_across[type];
         }
         return widened;
+    }
+
+    // How whole matrices of these types are multiplied.
+    Products matrix_products(DType a, DType b) const {
+        if (chain_fp16 && a == DType::fp16 && b == DType::fp16) return fp16_chains;
+        return products(a, b);
     }
 };
 

@@ -71,7 +71,7 @@ Sums choose_sums(const Matmul& product, const Products& table) {
 struct Run {
     Run(const Kernels& table, Workspace& space, const Matmul& asked)
         : kernels(table),
-          products(table.products(asked.a.dtype, asked.b.dtype)),
+          products(table.matrix_products(asked.a.dtype, asked.b.dtype)),
           workspace(space),
           product(asked),
           room(products),
@@ -308,9 +308,13 @@ void check_product(const Matmul& product) {
 }  // namespace
 
 WorkspaceNeed matmul_workspace(const Kernels& kernels) {
-    const Room fp32(kernels.products(DType::fp32, DType::fp32)), bf16(kernels.products(DType::bf16, DType::bf16));
-    return {static_cast<std::size_t>(std::max(fp32.thread(), bf16.thread())),
-            static_cast<std::size_t>(std::max(fp32.shared(), bf16.shared()))};
+    WorkspaceNeed need;
+    for (const DType type : {DType::fp32, DType::bf16, DType::fp16}) {
+        const Room room(kernels.matrix_products(type, type));
+        need.thread_floats = std::max(need.thread_floats, static_cast<std::size_t>(room.thread()));
+        need.shared_floats = std::max(need.shared_floats, static_cast<std::size_t>(room.shared()));
+    }
+    return need;
 }
 
 void matmul(const Kernels& kernels, Workspace& workspace, const Matmul& product) {

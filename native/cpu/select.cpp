@@ -105,4 +105,11 @@ const Kernels& chosen_kernels() {
     return kernels;
 }
 
+Kernels with_fp16_chains(Kernels kernels) {
+    check(kernels.fp16_chains.matmul_tile != nullptr, "chains of fp16 multiply-adds need an Arm CPU with SVE; the ",
+          kernels.name, " kernels have none");
+    kernels.chain_fp16 = true;
+    return kernels;
+}
+
 }  // namespace pytrain::cpu

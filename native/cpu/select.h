@@ -31,4 +31,7 @@ Kernels kernels_of(const std::string& name);
 // names none that can run.
 const Kernels& chosen_kernels();
 
+// The same table with products of fp16 matrices in chains of fp16 multiply-adds. Throws Error where it has none.
+Kernels with_fp16_chains(Kernels kernels);
+
 }  // namespace pytrain::cpu

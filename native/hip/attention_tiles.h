@@ -4,11 +4,14 @@
 // scores^T = k q^T lie in registers exactly as the right operand of out^T = v^T weights^T wants them (see compat.h),
 // and weights never go through LDS. The maximum of a query is one of 16 registers of two lanes.
 #pragma once
+#include <type_traits>
+
 #include "hip/common.h"
 
 namespace pytrain::hip {
 
-constexpr int kTileRows = 32;  // keys or queries that a step of the loop takes; also what a wave owns
+constexpr int kTileRows = 32;     // keys or queries that a step of the loop takes; also what a wave owns
+constexpr int kLdsBytes = 65536;  // of a compute unit
 
 // Compile-time facts of heads of up to `depth` elements (a multiple of 16) in one storage format.
 template <Format format, int depth>
@@ -23,6 +26,10 @@ struct Head {
     static constexpr int kColumnStride = 5;  // of the transposed tile: 32 keys of 16 bits, and a gap
     static constexpr int kColumnsChunks = kFull ? 1 : depth * kColumnStride;
     static constexpr int kTasks = kTileRows / 2 * kChunks;  // chunks of row pairs
+    // Two tiles of rows fit in LDS; otherwise they take turns in one.
+    static constexpr bool kOneRoom = 2 * kRowsChunks * 16 > kLdsBytes;
+    // The next tiles are fetched while these are multiplied, where registers hold them.
+    static constexpr bool kAhead = !kFull || depth <= 128;
     static constexpr DType kDtype = format == Format::bf16   ? DType::bf16
                                     : format == Format::fp16 ? DType::fp16
                                                              : DType::fp32;
@@ -64,32 +71,82 @@ PYTRAIN_INLINE Chunk head_chunk(const HeadRows& rows, std::int64_t row, int chun
     return result;
 }
 
-// 32 rows from `first` on go into LDS, through all threads of the block: as they are (`rows`, where a row is a row),
-// and for 16-bit formats transposed (`columns`), where wanted. In the transposed tile a row is one element of the head,
-// and key 8g + 4h + e lies at 16h + 4g + e: a wave's half finds its sixteen keys in two neighbouring chunks.
-template <Format format, int depth>
-PYTRAIN_INLINE void load_tile(const HeadRows& source, std::int64_t first, Chunk* rows, Chunk* columns) {
+// 32 rows on their way from memory through registers into LDS, by all threads of the block: each carries chunks of
+// pairs of neighbouring rows. ahead: `fetch` loads the next tile while this one is in use.
+template <Format format, int depth, bool ahead = Head<format, depth>::kAhead>
+struct TileCarrier {
     using H = Head<format, depth>;
-    for (int task = thread_index(); task < H::kTasks; task += kThreads) {
-        const int pair = task % (kTileRows / 2), chunk = task / (kTileRows / 2), row = 2 * pair;
-        const Chunk low = head_chunk<format>(source, first + row, chunk);
-        const Chunk high = head_chunk<format>(source, first + row + 1, chunk);
+    static constexpr int kCount = (H::kTasks + kThreads - 1) / kThreads;
+    struct Pair {
+        Chunk low, high;
+    };
+    HeadRows source;
+    bool plain;  // every chunk of a row is whole or wholly beyond the head: loads need no test
+    Pair fetched[ahead ? kCount : 1] = {};
+
+    PYTRAIN_INLINE explicit TileCarrier(const HeadRows& rows)
+        : source(rows), plain(rows.chunks && rows.head_size % H::kPer == 0 && rows.rows > 0) {}
+
+    // Rows from `first` on into registers, if loads need no test: a branch would make them wait for each other.
+    PYTRAIN_INLINE void fetch(std::int64_t first) {
+        if constexpr (ahead) {
+            if (!plain) return;
+            PYTRAIN_UNROLL
+            for (int c = 0; c < kCount; ++c) fetched[c] = load_plain(first, thread_index() + c * kThreads);
+        }
+    }
+
+    // What was fetched, or the same from memory: as it is (`rows`, where a row is a row), and for 16-bit formats
+    // transposed (`columns`), where wanted. In the transposed tile a row is one element of the head, and key 8g + 4h +
+    // e lies at 16h + 4g + e: a wave's half finds its sixteen keys in two neighbouring chunks.
+    PYTRAIN_INLINE void put(std::int64_t first, Chunk* rows, Chunk* columns) const {
+        if constexpr (ahead) {
+            if (plain) {
+                PYTRAIN_UNROLL
+                for (int c = 0; c < kCount; ++c) store_pair(fetched[c], thread_index() + c * kThreads, rows, columns);
+                return;
+            }
+        }
+        PYTRAIN_NO_UNROLL
+        for (int task = thread_index(); task < H::kTasks; task += kThreads) {
+            const std::int64_t row = first + task % (kTileRows / 2) * 2;
+            const int chunk = task / (kTileRows / 2);
+            const Pair pair = {head_chunk<format>(source, row, chunk), head_chunk<format>(source, row + 1, chunk)};
+            store_pair(pair, task, rows, columns);
+        }
+    }
+
+private:
+    // Beyond the last row: that one again; no weight falls on it.
+    PYTRAIN_INLINE Pair load_plain(std::int64_t first, int task) const {
+        const int chunk = task / (kTileRows / 2);
+        const std::int64_t row = first + task % (kTileRows / 2) * 2;
+        const std::int64_t last = source.rows - 1, stride = source.stride * (16 / H::kPer);
+        const char* const column = source.base + (chunk * H::kPer < source.head_size ? chunk * 16 : 0);
+        return {load_16(column + least(row, last) * stride), load_16(column + least(row + 1, last) * stride)};
+    }
+
+    PYTRAIN_INLINE void store_pair(const Pair& pair, int task, Chunk* rows, Chunk* columns) const {
+        const int chunk = task / (kTileRows / 2), row = task % (kTileRows / 2) * 2;
+        if (task >= H::kTasks) return;
+        const bool inside = chunk * H::kPer < source.head_size;
+        const Chunk a = inside ? pair.low : Chunk{}, b = inside ? pair.high : Chunk{};
         if (rows != nullptr) {
-            rows[row * H::kStride + chunk] = low;
-            rows[(row + 1) * H::kStride + chunk] = high;
+            rows[row * H::kStride + chunk] = a;
+            rows[(row + 1) * H::kStride + chunk] = b;
         }
         if constexpr (!H::kFull) {
-            if (columns == nullptr) continue;
+            if (columns == nullptr) return;
             const int place = row % 8 / 4 * 16 + row / 8 * 4 + row % 4;
             std::uint32_t* const words = reinterpret_cast<std::uint32_t*>(columns) + place / 2;
             PYTRAIN_UNROLL
             for (int i = 0; i < 8; ++i) {
-                const std::uint32_t a = low[i / 2] >> (16 * (i % 2)), b = high[i / 2] >> (16 * (i % 2));
-                words[(chunk * 8 + i) * H::kColumnStride * 4] = (a & 0xffffu) | b << 16;
+                const std::uint32_t x = a[i / 2] >> (16 * (i % 2)), y = b[i / 2] >> (16 * (i % 2));
+                words[(chunk * 8 + i) * H::kColumnStride * 4] = (x & 0xffffu) | y << 16;
             }
         }
     }
-}
+};
 
 // The row that this lane's column stands for, as right operand: chunk s of this lane's half.
 template <Format format, int depth>
@@ -115,6 +172,11 @@ struct FarFragment {
     PYTRAIN_INLINE FarFragment(const HeadRows& of, std::int64_t at_row) : rows(of), row(at_row) {}
     PYTRAIN_INLINE Chunk at(int s) const { return head_chunk<format>(rows, row, 2 * s + lane_index() / 32); }
 };
+
+// Fragments of fp32 heads beyond `most` would leave no registers for the rest.
+template <Format format, int depth, int most>
+using FragmentUpTo =
+    std::conditional_t<(format == Format::fp32 && depth > most), FarFragment<format, depth>, Fragment<format, depth>>;
 
 // 32 x 32: rows of a tile in LDS times the fragments of this wave's columns.
 template <Format format, int depth, class Right>
@@ -234,7 +296,7 @@ PYTRAIN_INLINE std::int64_t out_element(const Attention& attention, const HeadPl
 PYTRAIN_INLINE std::int64_t statistic(const Attention& attention, const HeadPlace& place, std::int64_t query) {
     return (place.sequence * attention.heads + place.head) * attention.query_rows + query;
 }
-PYTRAIN_INLINE std::int64_t first_key(const Attention& attention, const HeadPlace& place, std::int64_t query) {
+PYTRAIN_INLINE std::int32_t first_key(const Attention& attention, const HeadPlace& place, std::int64_t query) {
     return attention.document_starts == nullptr
                ? 0
                : attention.document_starts[place.sequence * attention.query_rows + query];
@@ -266,7 +328,7 @@ constexpr int kBlockRows = kWaves * kTileRows;  // queries or keys of a block
 PYTRAIN_INLINE std::int64_t least_first_key(const Attention& attention, const HeadPlace& place, std::int64_t query,
                                             float* room) {
     if (attention.document_starts == nullptr) return 0;
-    const std::int64_t mine = least(query + thread_index() % kBlockRows, attention.query_rows - 1);
+    const std::int64_t mine = least(query + thread_index() / (kThreads / kBlockRows), attention.query_rows - 1);
     // Exact in fp32 up to 2^24 positions.
     return static_cast<std::int64_t>(-block_maximum(-static_cast<float>(first_key(attention, place, mine)), room));
 }
@@ -282,8 +344,10 @@ PYTRAIN_INLINE std::int64_t least_first_key(const Attention& attention, const He
             launch(128);                     \
         else if ((head_size) <= 160)         \
             launch(160);                     \
-        else                                 \
+        else if ((head_size) <= 208)         \
             launch(208);                     \
+        else                                 \
+            launch(256);                     \
     } while (false)
 
 }  // namespace pytrain::hip

@@ -109,7 +109,7 @@ PYTRAIN_INLINE float wave_maximum(float value) {
     return value;
 }
 
-// Over the block; `room` is LDS of kThreads values, free again after the call.
+// Over the block; `room` is LDS of kThreads values, of this call alone: free again only after another barrier.
 template <class Value>
 PYTRAIN_INLINE Value block_sum(Value value, Value* room) {
     const int thread = thread_index();
@@ -119,9 +119,7 @@ PYTRAIN_INLINE Value block_sum(Value value, Value* room) {
         if (thread < half) room[thread] += room[thread + half];
         barrier();
     }
-    const Value sum = room[0];
-    barrier();
-    return sum;
+    return room[0];
 }
 
 PYTRAIN_INLINE float block_maximum(float value, float* room) {
@@ -132,9 +130,7 @@ PYTRAIN_INLINE float block_maximum(float value, float* room) {
         if (thread < half) room[thread] = fmaxf(room[thread], room[thread + half]);
         barrier();
     }
-    const float largest = room[0];
-    barrier();
-    return largest;
+    return room[0];
 }
 
 // --- activations ----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@
 #define PYTRAIN_LAUNCH(kernel, blocks, queue, ...)                                                       \
     pytrain::shim::launch(reinterpret_cast<const void*>(&kernel), blocks, pytrain::hip::kThreads, queue, \
                           [=] { kernel(__VA_ARGS__); })
+#define PYTRAIN_WAVES(waves)
 #define PYTRAIN_UNROLL
 #define PYTRAIN_NO_UNROLL
 #else
@@ -29,6 +30,11 @@
 #define PYTRAIN_KERNEL __global__ void __launch_bounds__(256)
 #define PYTRAIN_SHARED(type, name, count) __shared__ type name[count]
 #define PYTRAIN_LAUNCH(kernel, blocks, queue, ...) kernel<<<blocks, pytrain::hip::kThreads, 0, queue>>>(__VA_ARGS__)
+#if defined(__HIPCC__)
+#define PYTRAIN_WAVES(waves) __attribute__((amdgpu_waves_per_eu(waves)))  // of a SIMD, at least, at once
+#else
+#define PYTRAIN_WAVES(waves)
+#endif
 #define PYTRAIN_UNROLL _Pragma("unroll")
 #define PYTRAIN_NO_UNROLL _Pragma("unroll 1")
 #endif
@@ -76,7 +82,7 @@ PYTRAIN_INLINE std::int64_t block_count() { return static_cast<std::int64_t>(gri
 // --- exchange -------------------------------------------------------------------------------------------------
 
 #if defined(PYTRAIN_HIP_SHIM)
-inline void barrier(int line = __builtin_LINE()) { shim::barrier(line); }
+inline void barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { shim::barrier(file, line); }
 inline float shuffle_xor(float value, int mask, int line = __builtin_LINE()) {
     return shim::shuffle_xor(value, mask, line);
 }
@@ -108,11 +114,15 @@ typedef std::uint32_t Chunk __attribute__((vector_size(16)));
 #if defined(__HIPCC__) && defined(__HIP_DEVICE_COMPILE__)
 PYTRAIN_INLINE void keep_order() { __builtin_amdgcn_sched_barrier(0); }
 typedef const __attribute__((address_space(1))) char* GlobalBytes;
+PYTRAIN_INLINE int uniform(int value) { return __builtin_amdgcn_readfirstlane(value); }
 PYTRAIN_INLINE GlobalBytes kept_scalar(GlobalBytes address) {
+    const auto bits = (std::uint64_t)address;  // newer compilers want to be told that it is the same in all lanes
+    const auto low = static_cast<std::uint32_t>(uniform(static_cast<int>(bits)));
+    const auto high = static_cast<std::uint32_t>(uniform(static_cast<int>(bits >> 32)));
+    address = (GlobalBytes)(static_cast<std::uint64_t>(high) << 32 | low);
     asm volatile("" : "+s"(address));
     return address;
 }
-PYTRAIN_INLINE int uniform(int value) { return __builtin_amdgcn_readfirstlane(value); }
 PYTRAIN_INLINE std::uint32_t kept_offset(std::uint32_t offset) {
     asm volatile("" : "+v"(offset));
     return offset;
@@ -160,25 +170,23 @@ PYTRAIN_INLINE void store_16(void* address, Chunk chunk) { *static_cast<Chunk*>(
 
 enum class Format : std::uint8_t { bf16, fp16, fp32 };  // of what the matrix units multiply
 
+// `multiply` is so many matrix instructions, part after part.
+template <Format format>
+constexpr int kParts = format == Format::fp32 ? 4 : 2;
+
 #if defined(PYTRAIN_HIP_SHIM)
 typedef float Sums __attribute__((vector_size(64)));
 
 template <Format format>
-inline Sums multiply(Chunk a, Chunk b, Sums sums, int line = __builtin_LINE()) {
-    if constexpr (format == Format::fp32) {
-        for (int step = 0; step < 4; ++step)
-            sums = shim::mfma_32x32x2_fp32(float_of(a[step]), float_of(b[step]), sums, line);
-    } else {
-        for (int step = 0; step < 2; ++step) {
-            std::uint16_t left[4], right[4];
-            for (int i = 0; i < 4; ++i) {
-                left[i] = static_cast<std::uint16_t>(a[2 * step + i / 2] >> (16 * (i % 2)));
-                right[i] = static_cast<std::uint16_t>(b[2 * step + i / 2] >> (16 * (i % 2)));
-            }
-            sums = shim::mfma_32x32x8(left, right, sums, format == Format::bf16, line);
-        }
+inline Sums multiply_part(Chunk a, Chunk b, int part, Sums sums, int line = __builtin_LINE()) {
+    if constexpr (format == Format::fp32)
+        return shim::mfma_32x32x2_fp32(float_of(a[part]), float_of(b[part]), sums, line);
+    std::uint16_t left[4], right[4];
+    for (int i = 0; i < 4; ++i) {
+        left[i] = static_cast<std::uint16_t>(a[2 * part + i / 2] >> (16 * (i % 2)));
+        right[i] = static_cast<std::uint16_t>(b[2 * part + i / 2] >> (16 * (i % 2)));
     }
-    return sums;
+    return shim::mfma_32x32x8(left, right, sums, format == Format::bf16, line);
 }
 #elif !defined(__CUDACC__)
 typedef float Sums __attribute__((ext_vector_type(16)));
@@ -194,25 +202,27 @@ PYTRAIN_INLINE To bit_cast(const From& from) {
 }
 
 template <Format format>
-PYTRAIN_INLINE Sums multiply(Chunk a, Chunk b, Sums sums) {
+PYTRAIN_INLINE Sums multiply_part(Chunk a, Chunk b, int part, Sums sums) {
     if constexpr (format == Format::fp32) {
-        PYTRAIN_UNROLL
-        for (int step = 0; step < 4; ++step)
-            sums =
-                __builtin_amdgcn_mfma_f32_32x32x2f32(bit_cast<float>(a[step]), bit_cast<float>(b[step]), sums, 0, 0, 0);
+        return __builtin_amdgcn_mfma_f32_32x32x2f32(bit_cast<float>(a[part]), bit_cast<float>(b[part]), sums, 0, 0, 0);
     } else {
-        PYTRAIN_UNROLL
-        for (int step = 0; step < 2; ++step) {
-            const std::uint64_t left = a[2 * step] | static_cast<std::uint64_t>(a[2 * step + 1]) << 32;
-            const std::uint64_t right = b[2 * step] | static_cast<std::uint64_t>(b[2 * step + 1]) << 32;
-            if constexpr (format == Format::bf16)
-                sums = __builtin_amdgcn_mfma_f32_32x32x8bf16_1k(bit_cast<Mfma4Bf16>(left), bit_cast<Mfma4Bf16>(right),
-                                                                sums, 0, 0, 0);
-            else
-                sums = __builtin_amdgcn_mfma_f32_32x32x8f16(bit_cast<Mfma4Fp16>(left), bit_cast<Mfma4Fp16>(right), sums,
+        const std::uint64_t left = a[2 * part] | static_cast<std::uint64_t>(a[2 * part + 1]) << 32;
+        const std::uint64_t right = b[2 * part] | static_cast<std::uint64_t>(b[2 * part + 1]) << 32;
+        if constexpr (format == Format::bf16)
+            return __builtin_amdgcn_mfma_f32_32x32x8bf16_1k(bit_cast<Mfma4Bf16>(left), bit_cast<Mfma4Bf16>(right), sums,
                                                             0, 0, 0);
-        }
+        else
+            return __builtin_amdgcn_mfma_f32_32x32x8f16(bit_cast<Mfma4Fp16>(left), bit_cast<Mfma4Fp16>(right), sums, 0,
+                                                        0, 0);
     }
+}
+#endif
+
+#if !defined(__CUDACC__)
+template <Format format>
+PYTRAIN_INLINE Sums multiply(Chunk a, Chunk b, Sums sums) {
+    PYTRAIN_UNROLL
+    for (int part = 0; part < kParts<format>; ++part) sums = multiply_part<format>(a, b, part, sums);
     return sums;
 }
 #endif

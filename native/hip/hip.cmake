@@ -3,6 +3,10 @@
 #   ON     kernels compiled by hipcc for PYTRAIN_HIP_ARCHITECTURES
 #   SHIM   the same kernel files compiled by the host compiler over tests/hip/shim, and the shim's controls as
 #          _native.hip_shim: for tests only, never for a wheel
+if(PYTRAIN_ROCBLAS)
+  message(FATAL_ERROR "PYTRAIN_ROCBLAS=ON is refused: the kernels' build has no rocBLAS to compile and test against "
+    "(Debian packages none), so that every product goes through native/hip/kernels/matmul.hip.")
+endif()
 set(PYTRAIN_HIP_ARCHITECTURES gfx90a CACHE STRING "GPUs that kernels are compiled for")
 
 file(GLOB hip_sources CONFIGURE_DEPENDS native/hip/*.cpp)

@@ -17,7 +17,7 @@ hipEvent_t event_of(Event* event) { return reinterpret_cast<hipEvent_t>(event); 
 constexpr std::int64_t kLeastWidth = 4096;  // rows this wide need no reserve()
 
 std::size_t workspace_bytes(std::int64_t width) {
-    const auto floats = static_cast<std::size_t>(kRowChunks * 2 * std::max(width, kLeastWidth));
+    const auto floats = static_cast<std::size_t>(std::max(kRowChunks * 2 * std::max(width, kLeastWidth), kSplitFloats));
     static_assert(sizeof(double) * kSumBlocks <= sizeof(float) * kRowChunks * 2 * kLeastWidth, "sum_squares fits, too");
     return floats * sizeof(float);
 }
@@ -70,6 +70,9 @@ void HipDevice::release(void* pointer) {
     memory_->release(pointer);
 }
 void HipDevice::release_pinned(void* pointer) { release(pointer); }
+bool HipDevice::is_device_memory(const void* pointer, std::size_t bytes) const {
+    return memory_->holds_for_gpu(pointer, bytes);
+}
 
 void HipDevice::reserve(std::int64_t, std::int64_t width, std::int64_t) {
     const std::size_t bytes = workspace_bytes(width);
@@ -154,7 +157,7 @@ void HipDevice::fill(Tensor destination, std::int64_t n, float value, Queue* que
 void HipDevice::matmul(const Matmul& product, Queue* queue) {
     check(!product.residual || product.residual.data != product.c.data,
           "matmul: residual may not be c; accumulate adds to c");
-    launch_matmul(product, stream_of(queue));
+    launch_matmul(product, floats(kSplitFloats, "matmul"), stream_of(queue));
     launched("matmul");
 }
 void HipDevice::bias_backward(Tensor dbias, Tensor dy, std::int64_t m, std::int64_t n, std::int64_t ldy, Queue* queue) {
@@ -194,17 +197,17 @@ void HipDevice::gelu_forward(Tensor y, Tensor x, std::int64_t n, Queue* queue) {
     launch_gelu_forward(y, x, n, stream_of(queue));
     launched("gelu_forward");
 }
-void HipDevice::gelu_backward(Tensor dx, Tensor dy, Tensor x, std::int64_t n, Queue* queue) {
-    launch_gelu_backward(dx, dy, x, n, stream_of(queue));
+void HipDevice::gelu_backward(Tensor dx, Tensor dy, Tensor x, Tensor y, std::int64_t n, Queue* queue) {
+    launch_gelu_backward(dx, dy, x, y, n, stream_of(queue));
     launched("gelu_backward");
 }
 void HipDevice::swiglu_forward(Tensor y, Tensor gate_up, std::int64_t rows, std::int64_t width, Queue* queue) {
     launch_swiglu_forward(y, gate_up, rows, width, stream_of(queue));
     launched("swiglu_forward");
 }
-void HipDevice::swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width,
-                                Queue* queue) {
-    launch_swiglu_backward(dgate_up, dy, gate_up, rows, width, stream_of(queue));
+void HipDevice::swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, Tensor y, std::int64_t rows,
+                                std::int64_t width, Queue* queue) {
+    launch_swiglu_backward(dgate_up, dy, gate_up, y, rows, width, stream_of(queue));
     launched("swiglu_backward");
 }
 void HipDevice::rope(Tensor x, std::int64_t rows, std::int64_t stride, std::int64_t heads, std::int64_t head_size,

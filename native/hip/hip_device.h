@@ -1,8 +1,9 @@
 // AMD GPUs as a Device: unified memory that prefers the GPU, two streams, hand-written kernels (kernels/).
 //
 // Memory is hipMallocManaged with the GPU as its preferred place, so that the few numbers which the host reads or
-// writes (tokens, scalars, messages) need no second copy of the code; on Frontier that wants HSA_XNACK=1. Operations
-// are queued and return at once: whoever touches memory on the host first waits for the queue.
+// writes (tokens, scalars) need no second copy of the code; on Frontier that wants HSA_XNACK=1. What the host keeps of
+// the device's data (snapshots, messages on their way) is pinned host memory, filled by copies on the communication
+// queue. Operations are queued and return at once: whoever touches memory on the host first waits for the queue.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -33,6 +34,7 @@ public:
     void* allocate_pinned(std::size_t bytes);
     void release(void* pointer);
     bool owns(const void* pointer, std::size_t bytes) const;
+    bool holds_for_gpu(const void* pointer, std::size_t bytes) const;  // not where it is pinned: that is the host's
     std::size_t bytes_in_use(MemoryKind kind) const;
     std::size_t bytes_peak(MemoryKind kind) const;
 
@@ -45,6 +47,8 @@ private:
     struct Count {
         std::size_t in_use = 0, peak = 0;
     };
+    const Block* find(const void* pointer, std::size_t bytes) const;  // that holds them, or null
+    void* pinned(std::size_t bytes, MemoryKind kind);
     void* add(void* pointer, const Block& block);
     static hipError_t free(void* pointer, const Block& block);
 
@@ -70,6 +74,7 @@ public:
     void release(void* pointer) override;
     void* allocate_pinned(std::size_t bytes) override;
     void release_pinned(void* pointer) override;
+    bool is_device_memory(const void* pointer, std::size_t bytes) const override;
     std::size_t bytes_in_use(MemoryKind kind) const override;
     std::size_t bytes_peak(MemoryKind kind) const override;
     void reserve(std::int64_t rows, std::int64_t width, std::int64_t head_size) override;
@@ -100,9 +105,9 @@ public:
     void norm_forward(const Norm&, Tensor y, Queue*) override;
     void norm_backward(const Norm&, Tensor dx, Tensor dweight, Tensor dbias, Tensor dy, Queue*) override;
     void gelu_forward(Tensor y, Tensor x, std::int64_t n, Queue*) override;
-    void gelu_backward(Tensor dx, Tensor dy, Tensor x, std::int64_t n, Queue*) override;
+    void gelu_backward(Tensor dx, Tensor dy, Tensor x, Tensor y, std::int64_t n, Queue*) override;
     void swiglu_forward(Tensor y, Tensor gate_up, std::int64_t rows, std::int64_t width, Queue*) override;
-    void swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width,
+    void swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, Tensor y, std::int64_t rows, std::int64_t width,
                          Queue*) override;
     void rope(Tensor x, std::int64_t rows, std::int64_t stride, std::int64_t heads, std::int64_t head_size,
               const std::int32_t* positions, const float* table, bool inverse, Queue*) override;

@@ -7,10 +7,14 @@
 namespace pytrain::hip {
 
 // kernels/matmul.hip
-void launch_matmul(const Matmul& product, hipStream_t queue);
+constexpr std::int64_t kComputeUnits = 110;              // of one GCD of MI250X
+constexpr std::int64_t kSplitTiles = 2 * kComputeUnits;  // tiles of sums, at most, of a product whose k is cut
+constexpr std::int64_t kSplitFloats = kSplitTiles * 128 * 128;
+// partials: (kSplitFloats)
+void launch_matmul(const Matmul& product, float* partials, hipStream_t queue);
 
 // kernels/attention_forward.hip, attention_backward.hip
-constexpr std::int64_t kLargestHead = 208;
+constexpr std::int64_t kLargestHead = 256;
 void launch_attention_forward(const Attention& attention, hipStream_t queue);
 struct AttentionGradients {
     Tensor dq, dk, dv, dout;
@@ -29,9 +33,9 @@ void launch_residual_add(Tensor x, Tensor partial, Tensor bias, std::int64_t row
 
 // kernels/activation.hip
 void launch_gelu_forward(Tensor y, Tensor x, std::int64_t n, hipStream_t queue);
-void launch_gelu_backward(Tensor dx, Tensor dy, Tensor x, std::int64_t n, hipStream_t queue);
+void launch_gelu_backward(Tensor dx, Tensor dy, Tensor x, Tensor y, std::int64_t n, hipStream_t queue);
 void launch_swiglu_forward(Tensor y, Tensor gate_up, std::int64_t rows, std::int64_t width, hipStream_t queue);
-void launch_swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width,
+void launch_swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, Tensor y, std::int64_t rows, std::int64_t width,
                             hipStream_t queue);
 struct Rope {
     Tensor x;

@@ -42,7 +42,7 @@ std::int64_t head_rows(const StageConfig& config, std::int64_t rows, std::int64_
 }  // namespace
 
 const char* name_of(Lifetime lifetime) {
-    constexpr const char* names[] = {"forward_backward", "forward_weight", "backward_weight", "operation"};
+    constexpr const char* names[] = {"forward_backward", "forward_weight", "backward_weight", "operation", "update"};
     return names[static_cast<int>(lifetime)];
 }
 
@@ -70,6 +70,8 @@ Arena::Arena(const Shape& shape, const Policy& policy, const StageConfig& config
     check(config.head_chunk >= 0, "head_chunk of a stage must be at least 1, or 0 to have it chosen");
     check(!config.gathers() || config.batch * config.length >= config.tp_size, "sequence parallelism of ",
           config.tp_size, " ranks needs as many tokens in a micro-batch, which has ", config.batch * config.length);
+    check(config.gradient_shards == 0 || (config.training && !config.defer_weight),
+          "gradients can follow activations only in training, and where each comes straight after its input gradient");
     check(config.length <= shape.context || !shape.learned_positions, "sequences of ", config.length,
           " tokens are longer than model.context = ", shape.context);
     for (const std::int64_t edge : {config.first_op, config.last_op}) {
@@ -80,7 +82,36 @@ Arena::Arena(const Shape& shape, const Policy& policy, const StageConfig& config
     ops.resize(static_cast<std::size_t>(config.last_op - config.first_op));
     plan_shared(shape, policy, config);
     plan_ends(shape, policy, config);
-    for (std::int64_t layer = 0; layer < shape.layers; ++layer) plan_layer(shape, policy, config, layer);
+    ends_.push_back(bytes);
+    for (std::int64_t layer = 0; layer < shape.layers; ++layer) {
+        plan_layer(shape, policy, config, layer);
+        ends_.push_back(bytes);
+    }
+    if (config.gradient_shards > 0) plan_gradients(shape, policy, config);
+}
+
+// From the end down in the order in which backward writes them, each no lower than the activations of its own layer
+// reach. The end is the lowest that allows it, and leaves room for the logits above all activations.
+void Arena::plan_gradients(const Shape& shape, const Policy& policy, const StageConfig& config) {
+    const Layout layout(shape, config.first_op, config.last_op, config.tp_rank, config.tp_size);
+    const std::int64_t count = static_cast<std::int64_t>(layout.buckets().size()), activations = bytes;
+    gradients.resize(layout.buckets().size());
+    std::int64_t below_end = 0;
+    for (std::int64_t index = count - 1; index >= 0; --index) {
+        const BucketSpec& bucket = layout.buckets()[static_cast<std::size_t>(index)];
+        if (!bucket.follows_backward) continue;
+        const std::int64_t elements = layout.shard_elements(index, config.gradient_shards) * config.gradient_shards;
+        below_end += aligned_bytes(elements, policy.gradients);
+        gradients[static_cast<std::size_t>(index)].offset = below_end;
+        bytes = std::max(bytes, ends_[static_cast<std::size_t>(bucket.layer + 1)] + below_end);
+    }
+    for (Place& place : gradients)
+        if (place.offset != kNone) place.offset = bytes - place.offset;
+    if (config.last_op == Ops(shape.layers).count()) {
+        logits = {activations, 0};
+        bytes = std::max(bytes, activations + aligned_bytes(head_chunk * Sizes(shape, config).vocabulary, DType::fp32));
+    }
+    entries.push_back({"gradients of layers, or logits", Lifetime::update, bytes - activations, 1, activations});
 }
 
 void Arena::plan_ends(const Shape& shape, const Policy& policy, const StageConfig& config) {
@@ -114,17 +145,24 @@ void Arena::plan_shared(const Shape& shape, const Policy& policy, const StageCon
     head_chunk = head_rows(config, size.rows, size.vocabulary);
     if (config.tp_size > 1) partial = shared("partial", size.hidden, policy.activations);
     if (config.gathers()) gathered = shared("gathered", size.hidden, policy.activations);
-    if (config.last_op == all.count()) logits = shared("logits", head_chunk * size.vocabulary, DType::fp32);
-    if (!config.training) return;
-    dresidual = shared("dresidual", size.hidden, policy.activations);
-    dnorm = shared("dnorm", size.hidden, policy.activations);
+    if (config.training) {
+        dresidual = shared("dresidual", size.hidden, policy.activations);
+        dnorm = shared("dnorm", size.hidden, policy.activations);
+    }
     const bool has_layers = config.first_op <= 4 * shape.layers && config.last_op > 1;
-    if (!has_layers) return;
-    plan_operation(shape, policy, config);
+    const bool has_logits = config.last_op == all.count() && config.gradient_shards == 0;
+    std::int64_t most = config.training && has_layers ? plan_operation(shape, policy, config) : 0;
+    if (has_logits) {
+        logits = {bytes, 0};
+        most = std::max(most, aligned_bytes(head_chunk * size.vocabulary, DType::fp32));
+    }
+    if (most > 0)
+        shared(has_logits ? "logits, or gradients within an op" : "gradients within an op", most / 4, DType::fp32);
 }
 
-// Gradients that live within one op: attention's and the mlp's share one piece.
-void Arena::plan_operation(const Shape& shape, const Policy& policy, const StageConfig& config) {
+// Gradients that live within one op: attention's and the mlp's begin at the same place, where `bytes` stands. Returns
+// the bytes that they need.
+std::int64_t Arena::plan_operation(const Shape& shape, const Policy& policy, const StageConfig& config) {
     const Sizes size(shape, config);
     const DType act = policy.activations;
     std::int64_t used = 0, most = 0;
@@ -141,7 +179,7 @@ void Arena::plan_operation(const Shape& shape, const Policy& policy, const Stage
     if (!config.defer_weight) dup_ = carve((shape.gated ? 2 : 1) * size.ffn, act);
     // GELU's gradient is taken in place, unless it has to outlive the op.
     if (shape.gated || config.defer_weight) dactive = carve(size.ffn, act);
-    add("gradients within an op", Lifetime::operation, most / 4, DType::fp32, 1);
+    return most;
 }
 
 // One piece for all layers that do not keep their own.
@@ -165,7 +203,7 @@ void Arena::plan_layer(const Shape& shape, const Policy& policy, const StageConf
     const DType act = policy.activations;
     // What recomputation reads must live until the weight gradient where that is deferred.
     const Lifetime kept = config.defer_weight ? Lifetime::forward_weight : Lifetime::forward_backward;
-    const bool all_own = mode == Recompute::none, most_own = mode != Recompute::full;
+    const bool core_own = mode == Recompute::none, most_own = mode != Recompute::full;
     const std::int64_t up_elements = (shape.gated ? 2 : 1) * size.ffn;
     for (std::int64_t op = std::max(1 + 4 * layer, config.first_op); op < std::min(5 + 4 * layer, config.last_op);
          ++op) {
@@ -179,25 +217,23 @@ void Arena::plan_layer(const Shape& shape, const Policy& policy, const StageConf
             // A layer's input is what full recompute starts from; so is a stage's.
             const bool input = !all.is_second_norm(op) || op == config.first_op;
             places.x = keep(config.training && (most_own || input), name + "x", kept, size.stream, act);
-            // Full recompute has both norms of a layer alive at once; selective rebuilds one at a time. Rows that have
+            // Full recompute has both norms of a layer alive at once; else one is rebuilt at a time. Rows that have
             // to be gathered again anyway are rebuilt where they are gathered: that costs what a copy would.
-            places.y = config.gathers() ? gathered
-                                        : keep(all_own, mode == Recompute::selective ? "norm.y" : name + "y",
-                                               Lifetime::forward_weight, size.hidden, act);
+            places.y = config.gathers() ? gathered : shared(most_own ? "norm.y" : name + "y", size.hidden, act);
             places.mean = keep(most_own, name + "mean", kept, size.stream_rows, DType::fp32);
             places.rstd = keep(most_own, name + "rstd", kept, size.stream_rows, DType::fp32);
             continue;
         }
         if (kind == OpKind::attention) {
             places.qkv = keep(most_own, name + "qkv", kept, size.qkv, act);
-            places.out = keep(all_own, name + "out", Lifetime::forward_weight, size.query, act);
+            places.out = keep(core_own, name + "out", Lifetime::forward_weight, size.query, act);
             places.lse = keep(most_own, name + "lse", kept, size.scores, DType::fp32);
             if (config.training)
                 places.dqkv =
                     config.defer_weight ? keep(true, name + "dqkv", Lifetime::backward_weight, size.qkv, act) : dqkv_;
         } else {
             places.up = keep(most_own, name + "up", kept, up_elements, act);
-            places.active = keep(all_own, name + "active", Lifetime::forward_weight, size.ffn, act);
+            places.active = shared(name + "active", size.ffn, act);
             if (config.training)
                 places.dup =
                     config.defer_weight ? keep(true, name + "dup", Lifetime::backward_weight, up_elements, act) : dup_;

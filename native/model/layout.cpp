@@ -44,8 +44,9 @@ struct Layout::Add {
     std::int64_t tp_rank, tp_size;
     using Init = TensorSpec::Init;
 
-    void bucket(const std::string& name) {
-        layout.buckets_.push_back({name, static_cast<std::int64_t>(layout.tensors_.size()), 0, 0});
+    void bucket(const std::string& name, std::int64_t layer, bool follows_backward) {
+        layout.buckets_.push_back(
+            {name, layer, follows_backward, static_cast<std::int64_t>(layout.tensors_.size()), 0, 0});
     }
     void group() { layout.buckets_.back().elements = round_up(layout.buckets_.back().elements, kGroupAlignment); }
 
@@ -141,7 +142,7 @@ Layout::Layout(const Shape& shape, std::int64_t first_op, std::int64_t last_op, 
     Add add{*this, shape, tp_rank, tp_size};
     const auto holds = [&](std::int64_t op) { return op >= first_op && op < last_op; };
     if (holds(0)) {
-        add.bucket("embed");
+        add.bucket("embed", -1, !(shape.tied_head && holds(ops.head())));
         add.vocabulary("embed.tokens", false);
         if (shape.learned_positions)
             add.replicated("embed.positions", {shape.context, shape.hidden}, TensorSpec::Init::normal);
@@ -151,7 +152,7 @@ Layout::Layout(const Shape& shape, std::int64_t first_op, std::int64_t last_op, 
         if (last_op <= op || first_op >= op + 4) continue;
         char name[32];
         std::snprintf(name, sizeof name, "layer_%03lld", static_cast<long long>(layer));
-        add.bucket(name);
+        add.bucket(name, layer, true);
         const std::string prefix = "layer." + std::to_string(layer);
         if (holds(op)) add.norm(prefix + ".norm1");
         if (holds(op + 1)) add.attention(prefix + ".attention");
@@ -159,7 +160,7 @@ Layout::Layout(const Shape& shape, std::int64_t first_op, std::int64_t last_op, 
         if (holds(op + 3)) add.mlp(prefix + ".mlp");
     }
     if (holds(ops.final_norm()) || holds(ops.head())) {
-        add.bucket("head");
+        add.bucket("head", shape.layers, false);
         if (holds(ops.final_norm())) add.norm("final_norm");
         if (holds(ops.head()) && !shape.tied_head) add.vocabulary("head.weight", false);
         if (holds(ops.head()) && shape.tied_head && !holds(0)) add.vocabulary("embed.tokens", true);

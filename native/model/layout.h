@@ -49,7 +49,11 @@ struct TensorSpec {
 };
 
 struct BucketSpec {
-    std::string name;  // "embed", "layer_007", "head"
+    std::string name;    // "embed", "layer_007", "head"
+    std::int64_t layer;  // as Ops::layer: -1 for embed, `layers` for head
+    // Its gradients are written by the backward of its own ops alone, in the order of backward: not so where the head,
+    // which takes its gradients while it has logits, has a part in them.
+    bool follows_backward;
     std::int64_t first_tensor, tensor_count;
     std::int64_t elements;  // of the flat range, alignment gaps included
 };

@@ -34,10 +34,14 @@ void Stage::mlp_backward_input(std::int64_t slot, std::int64_t op) {
     const Tensor dactive = arena_.dactive.offset == kNone ? dup : activation(arena_.dactive, 0);
     row_backward_input(device_, parameters_, parameters_.second_product(op), rows_, dactive,
                        activation(arena_.dresidual, 0));
+    // A weight gradient that follows at once reads the activation's output, which costs one write here.
+    const bool again = !config_.defer_weight && !holds(place.active, slot, op);
+    const Tensor active = again ? activation(place.active, slot) : Tensor{};
     if (shape_.gated)
-        device_.swiglu_backward(dup, dactive, up, rows_, ffn_.size(), device_.compute_queue());
+        device_.swiglu_backward(dup, dactive, up, active, rows_, ffn_.size(), device_.compute_queue());
     else
-        device_.gelu_backward(dup, dactive, up, rows_ * ffn_.size(), device_.compute_queue());
+        device_.gelu_backward(dup, dactive, up, active, rows_ * ffn_.size(), device_.compute_queue());
+    if (again) claim(place.active, slot, op);
     column_backward_input(device_, parameters_, parameters_.first_product(op), rows_, activation(arena_.dnorm, 0), dup);
     keep_dresidual(slot, op);
 }

@@ -25,6 +25,9 @@ Stage::Stage(Device& device, const Shape& shape, const Policy& policy, const Sta
     device_.reserve(rows_, widest, shape.head_size);
     memory_ = static_cast<char*>(device_.allocate(static_cast<std::size_t>(arena_.bytes), MemoryKind::activations));
     scalars_ = static_cast<StepScalars*>(device_.allocate(sizeof(StepScalars), MemoryKind::workspace));
+    for (std::size_t bucket = 0; bucket < arena_.gradients.size(); ++bucket)
+        if (const Place& place = arena_.gradients[bucket]; place.offset != kNone)
+            parameters_.bind_gradients(static_cast<std::int64_t>(bucket), memory_ + place.offset);
     if (shape.learned_positions) return;
     const std::vector<float> table = rope_table(shape, std::max(shape.context, config.length));
     rope_table_ = static_cast<float*>(device_.allocate(table.size() * sizeof(float), MemoryKind::workspace));

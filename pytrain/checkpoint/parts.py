@@ -41,20 +41,34 @@ class Snapshot:
 
     Args:
         memory: uint8; no more than this is ever copied.
-        copy: of arrays of equal size, to the first from the second.
+        copy: of arrays of equal size, to the first from the second; it may only start to.
+        settle: returns when all copies that were started are done.
     """
 
-    def __init__(self, memory: Bytes, copy: Callable[[NDArray[Any], NDArray[Any]], None] = np.copyto) -> None:
+    def __init__(
+        self,
+        memory: Bytes,
+        copy: Callable[[NDArray[Any], NDArray[Any]], None] = np.copyto,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
         self.parts: dict[str, list[Part]] = {}
         """The copies, by file."""
         self._memory = memory
         self._copy = copy
+        self._settle = settle
+        self._originals: list[Bytes] = []
+        """Of copies that may not be done: a piece may have been made for this save alone."""
         self._used = 0
 
     def clear(self) -> None:
         """Forget the copies; nobody may be writing them any more."""
         self.parts = {}
         self._used = 0
+
+    def settle(self) -> None:
+        """Return when all copies are done: the originals may change now, and the copies be read."""
+        self._settle()
+        self._originals.clear()
 
     def take(self, file: str, part: Part) -> bool:
         """Copy a part, if it fits."""
@@ -63,6 +77,7 @@ class Snapshot:
             return False
         copied = self._memory[self._used : end]
         self._copy(copied, part.data)
+        self._originals.append(part.data)
         self.parts.setdefault(file, []).append(part._replace(data=copied))
         self._used = end
         return True

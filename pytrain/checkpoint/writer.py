@@ -213,6 +213,8 @@ class Saving:
                     yield _Task(name, chain([first], parts))
 
         self._run(at_once())
+        if snapshot is not None:
+            snapshot.settle()
         copies = {} if snapshot is None else snapshot.parts
         later = [_Task(name, copies.get(name, ())) for name in whose if name in copies or name not in synced]
         later += [_Task(name, content) for name, content in small.items()]

@@ -9,6 +9,9 @@ import click
 from pytrain.errors import UserError
 
 PATH = click.Path(path_type=Path)
+DEVICE = click.option(
+    "--device", type=click.Choice(["cpu", "hip"]), help="What computes; by default that of the run (run.device)."
+)
 
 
 @click.command(short_help="Let a trained model write.")
@@ -39,6 +42,7 @@ PATH = click.Path(path_type=Path)
     type=click.IntRange(min=1),
     help="Ranks that hold a slice of the model each; by default all that mpiexec started.",
 )
+@DEVICE
 def generate(
     checkpoint: Path,
     prompt: str,
@@ -49,6 +53,7 @@ def generate(
     seed: int,
     stream: bool,
     tp: int | None,
+    device: str | None,
 ) -> None:
     """Let the model of a run folder or CHECKPOINT continue a text.
 
@@ -68,7 +73,15 @@ def generate(
     with launch.world(ranks=tp or 1) as world:
         world.on_root(lambda: _check_ranks(world.size, tp))
         pieces = generate_text(
-            checkpoint, text, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, group=world
+            checkpoint,
+            text,
+            tokens=tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            group=world,
+            device=device,
         )
         _show(text, pieces, stream, world.rank == 0)
 
@@ -103,7 +116,8 @@ def _show(text: str, pieces: Iterator[str], stream: bool, printing: bool) -> Non
 @click.option("--batches", default=0, type=click.IntRange(min=0), help="Micro-batches per corpus at most; 0 for all.")
 @click.option("--tp", default=1, show_default=True, type=click.IntRange(min=1), help="Tensor-parallel ranks.")
 @click.option("--pp", default=1, show_default=True, type=click.IntRange(min=1), help="Pipeline stages.")
-def evaluate(checkpoint: Path, corpora: tuple[str, ...], batches: int, tp: int, pp: int) -> None:
+@DEVICE
+def evaluate(checkpoint: Path, corpora: tuple[str, ...], batches: int, tp: int, pp: int, device: str | None) -> None:
     """Loss, perplexity and bits per byte of a run folder or CHECKPOINT on held-out corpora.
 
     The grid need not be that of the training: the ranks that mpiexec started are tp * pp * replicas.
@@ -117,7 +131,8 @@ def evaluate(checkpoint: Path, corpora: tuple[str, ...], batches: int, tp: int, 
     from pytrain.evaluate import evaluate_checkpoint
 
     with launch.world(ranks=tp * pp) as world:
-        for name, found in evaluate_checkpoint(checkpoint, world, corpora, tp=tp, pp=pp, batches=batches).items():
+        found_by_name = evaluate_checkpoint(checkpoint, world, corpora, tp=tp, pp=pp, batches=batches, device=device)
+        for name, found in found_by_name.items():
             if world.rank == 0:
                 click.echo(f"{name}: {found.sentence}")
 

@@ -1,13 +1,16 @@
 """What a rank does together with others, and the group of one, for which all of it is nothing."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
 from pytrain.collectives.counters import Counters
 from pytrain.collectives.sums import Operation
 from pytrain.errors import UserError
+
+if TYPE_CHECKING:
+    from pytrain._native import Device
 
 T = TypeVar("T")
 Array = NDArray[Any]
@@ -198,6 +201,9 @@ class Group:
         the lists of two members are the same or have no member in common.
         """
         return self
+
+    def use_device(self, device: "Device") -> None:
+        """Say what all groups of this process compute on: arrays in a GPU's memory take another way to MPI."""
 
     def poll(self) -> None:
         """Move on what is under way in all groups of this process, without waiting."""

@@ -11,6 +11,7 @@ import numpy as np
 from pytrain.collectives import algorithms, mpi_transport
 from pytrain.collectives.checking import compare, receive_checked, send_checked
 from pytrain.collectives.counters import Counters
+from pytrain.collectives.device_memory import NOTHING, WHOLE, DeviceMemory, outside
 from pytrain.collectives.group import Array, Group, Handle
 from pytrain.collectives.journal import CollectiveMismatchError, History, Journal, differences
 from pytrain.collectives.mpi_transport import MpiTransport
@@ -26,6 +27,8 @@ from pytrain.native import native
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from pytrain._native import Device
 
 T = TypeVar("T")
 
@@ -142,7 +145,8 @@ class MpiGroup(Group):
         flat = _flat(array)
         plan = self._plans(flat.dtype.char, flat.size, half, operation, algorithm)
         wire = self._wire("all_reduce", plan.half, operation)
-        return self._start(wire, plan.call(wire, flat), flat.nbytes, plan.text, wait)
+        steps = self._steps(wire, flat, partial(plan.call, wire), WHOLE, WHOLE)
+        return self._start(wire, steps, flat.nbytes, plan.text, wait)
 
     def _plan(
         self, dtype: str, elements: int, half: str | None, operation: Operation, algorithm: str | None
@@ -169,7 +173,9 @@ class MpiGroup(Group):
         cuts = self._bounds(flat, bounds)
         name = algorithm or self._algorithm("reduce_scatter", half, flat.nbytes)
         wire = self._wire("reduce_scatter", half)
-        steps = REDUCE_SCATTER[self._allowed(name, "reduce_scatter", half)](wire, flat, cuts)
+        call = REDUCE_SCATTER[self._allowed(name, "reduce_scatter", half)]
+        own = slice(cuts[self.rank], cuts[self.rank + 1])
+        steps = self._steps(wire, flat, lambda array: call(wire, array, cuts), WHOLE, (own,))
         return self._start_named(wire, steps, flat, f"by {name}")
 
     def start_all_gather(
@@ -179,14 +185,18 @@ class MpiGroup(Group):
         cuts = self._bounds(flat, bounds)
         name = algorithm or self._algorithm("all_gather", None, flat.nbytes)
         wire = self._wire("all_gather")
-        steps = ALL_GATHER[self._allowed(name, "all_gather", None)](wire, flat, cuts)
+        call = ALL_GATHER[self._allowed(name, "all_gather", None)]
+        own = slice(cuts[self.rank], cuts[self.rank + 1])
+        steps = self._steps(wire, flat, lambda array: call(wire, array, cuts), (own,), outside(own, flat.size))
         return self._start_named(wire, steps, flat, f"by {name}")
 
     def start_broadcast_array(self, array: Array, root: int = 0, algorithm: str | None = None) -> Handle:
         flat = _flat(array)
         name = algorithm or self._algorithm("broadcast", None, flat.nbytes)
         wire = self._wire("broadcast")
-        steps = BROADCAST[self._allowed(name, "broadcast", None)](wire, flat, self._member(root))
+        call, source = BROADCAST[self._allowed(name, "broadcast", None)], self._member(root)
+        out, back = (WHOLE, NOTHING) if self.rank == root else (NOTHING, WHOLE)
+        steps = self._steps(wire, flat, lambda array: call(wire, array, source), out, back)
         return self._start_named(wire, steps, flat, f"from {root} by {name}")
 
     def start_send(self, array: Array, to: int, tag: int = 0) -> Handle:
@@ -197,9 +207,12 @@ class MpiGroup(Group):
         stream.add(text)
         if self._each:
             header = self._wire("check", tag=tag)
-            steps = send_checked(header, flat, to, f"{stream.count}: {text}", wire)
+            described = f"{stream.count}: {text}"
+            steps = self._steps(
+                wire, flat, lambda array: send_checked(header, array, to, described, wire), WHOLE, NOTHING
+            )
         else:
-            steps = _one(wire.send(flat, to))
+            steps = self._steps(wire, flat, lambda array: _one(lambda: wire.send(array, to)), WHOLE, NOTHING)
         return self._run(wire, steps, flat.nbytes, f"{text} to {self.ranks[to]} tag {tag}")
 
     def start_receive(self, array: Array, source: int, tag: int = 0) -> Handle:
@@ -210,11 +223,16 @@ class MpiGroup(Group):
         stream.add(text)
         if self._each:
             header = self._wire("check", tag=tag)
-            steps = receive_checked(
-                header, flat, source, f"{stream.count}: {text}", wire, self._key, self.ranks[source]
+            described, rank = f"{stream.count}: {text}", self.ranks[source]
+            steps = self._steps(
+                wire,
+                flat,
+                lambda array: receive_checked(header, array, source, described, wire, self._key, rank),
+                NOTHING,
+                WHOLE,
             )
         else:
-            steps = _one(wire.receive(flat, source))
+            steps = self._steps(wire, flat, lambda array: _one(lambda: wire.receive(array, source)), NOTHING, WHOLE)
         shown = f"receive {_name(flat.dtype)} x {flat.size} from {self.ranks[source]} tag {tag}"
         return self._run(wire, steps, flat.nbytes, shown)
 
@@ -244,6 +262,12 @@ class MpiGroup(Group):
             communicator.Free()
             return Group()
         return MpiGroup(self.process, communicator, name, [self.ranks[member] for member in members])
+
+    def use_device(self, device: Device) -> None:
+        settings = self.process.settings
+        self.process.device_memory = (
+            None if device.name == "cpu" else DeviceMemory(device, settings.device_buffers, settings.limits)
+        )
 
     def poll(self) -> None:
         self.process.progress.poll()
@@ -315,6 +339,23 @@ class MpiGroup(Group):
         tools = self.process.tools
         return Wire(self.transport, self._members, self.rank, tag, tools, self.counters, kind, half, operation)
 
+    def _steps(
+        self,
+        wire: Wire,
+        flat: Array,
+        steps_of: Callable[[Array], Steps],
+        out: Sequence[slice],
+        back: Sequence[slice],
+    ) -> Steps:
+        """The steps of an operation on an array; see `DeviceMemory` for one in a GPU's memory."""
+        memory = self.process.device_memory
+        if memory is None or not memory.holds(flat):
+            return steps_of(flat)
+        if memory.staged:
+            return memory.through_host(flat, steps_of, out, back)
+        wire.tools = memory.tools
+        return steps_of(flat)
+
     def _start_named(self, wire: Wire, steps: Steps, flat: Array, detail: str) -> Handle:
         text = f"{wire.kind} {wire.half or _name(flat.dtype)} x {flat.size} {detail}"
         return self._start(wire, steps, flat.nbytes, text, wait=not self._overlap)
@@ -376,8 +417,8 @@ def _name(dtype: np.dtype[Any]) -> str:
     return str(dtype)  # which takes NumPy longer than the rest of starting an operation
 
 
-def _one(requests: list[Any]) -> Steps:
-    yield requests
+def _one(post: Callable[[], list[Any]]) -> Steps:
+    yield post()
 
 
 def _flat(array: Array, write: bool = True) -> Array:

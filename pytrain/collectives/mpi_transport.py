@@ -1,12 +1,34 @@
 """Messages over MPI, and MPI's own collective operations as steps. Imports mpi4py."""
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from mpi4py import MPI
 
 from pytrain.collectives.wire import Array, Request, Steps, Wire, pieces_of
+
+YIELDING = 1e-3
+"""Seconds for which a waiting rank only yields: a small message is there by then."""
+PAUSE = 50e-6
+"""Seconds between two looks after that: who waits for a rank that computes must not take its core in turns."""
+
+
+def _until(arrived: Callable[[], bool]) -> None:
+    """Return when `arrived`, and give the core to the rank that is waited for.
+
+    `time.sleep(0)` would not do: it takes as long as the timer slack, tens of microseconds, which is ten times
+    what a small message takes.
+    """
+    if arrived():
+        return
+    patience = time.perf_counter() + YIELDING
+    while not arrived():
+        if time.perf_counter() < patience:
+            os.sched_yield()
+        else:
+            time.sleep(PAUSE)
 
 
 class MpiTransport:
@@ -31,15 +53,13 @@ class MpiTransport:
         if self.spin:
             MPI.Request.Waitall(requests)
             return
-        while not MPI.Request.Testall(requests):
-            time.sleep(0)  # gives the core to the rank that we wait for
+        _until(lambda: MPI.Request.Testall(requests))
 
     def wait_some(self, requests: list[Request]) -> None:
         if self.spin:
             MPI.Request.Waitsome(requests)
             return
-        while MPI.Request.Testsome(requests) == []:  # None: there is nothing left to wait for
-            time.sleep(0)
+        _until(lambda: MPI.Request.Testsome(requests) != [])  # None: there is nothing left to wait for
 
     def test_all(self, requests: list[Request]) -> bool:
         return MPI.Request.Testall(requests)
@@ -63,8 +83,12 @@ def _parts(wire: Wire, array: Array) -> list[Array]:
 
 
 def mpi_all_reduce(wire: Wire, array: Array) -> Steps:
-    """MPI's own, whose order of addition is its own affair."""
+    """MPI's own, whose order of addition is its own affair. Its blocking call takes half as long for small arrays."""
     communicator, operation = _communicator(wire), _operation(wire)
+    if wire.alone:
+        for part in _parts(wire, array):
+            communicator.Allreduce(MPI.IN_PLACE, part, operation)
+        return
     yield [communicator.Iallreduce(MPI.IN_PLACE, part, operation) for part in _parts(wire, array)]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from pytrain.collectives.device_memory import DeviceMemory
 from pytrain.collectives.journal import Journal
 from pytrain.collectives.progress import Progress
 from pytrain.collectives.settings import Settings
@@ -97,5 +98,7 @@ class Process:
     places: list[Place]
     """By rank in the world."""
     progress_choice: ProgressChoice
+    device_memory: DeviceMemory | None = None
+    """Of the GPU that this process computes on; None where it computes on the CPU."""
     spin: bool = False
     """Wait without giving the core away."""

@@ -136,6 +136,7 @@ class Progress:
         """
         if self._active:
             return Done(self.start(wire, steps, entry).wait())
+        wire.alone = True
         started = time.perf_counter()
         journal, result = self.journal, None
         try:

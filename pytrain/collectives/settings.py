@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pytrain.collectives.device_memory import DeviceBuffers
 from pytrain.collectives.table import Eligible, Table
 from pytrain.collectives.wire import Limits
 
@@ -27,6 +28,8 @@ class Settings:
     Messages between two ranks stay under way all the same: a pipeline would hang otherwise."""
     spin: bool | None = None
     """Wait without giving the core away; None: where the threads of all ranks of the node fit its cores."""
+    device_buffers: DeviceBuffers = "staged"
+    """How arrays in a GPU's memory reach MPI (see `pytrain.collectives.device_memory`)."""
     watchdog_seconds: float = 10 * MINUTES
     """When nothing moves on any rank for so long the job ends with a report; 0: never. Longer than any
     stretch of work between two operations."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pytrain.native import native
 
 if TYPE_CHECKING:
-    from pytrain._native import Buffer, CpuDevice
+    from pytrain._native import Buffer, Device
 
 WORD = 4  # bytes of the fp32 elements that native buffers are counted in
 
@@ -32,7 +32,7 @@ class Block:
 class Staging:
     """A pool of native buffers of memory kind "staging"; several may be out at a time."""
 
-    def __init__(self, device: "CpuDevice") -> None:
+    def __init__(self, device: "Device") -> None:
         self._device = device
         self._free: list[Block] = []  # the smallest first
 

@@ -10,40 +10,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from pytrain._native import CpuDevice
+    from pytrain._native import Device
 
 Array = NDArray[Any]
 Operation = Literal["sum", "max"]
 
 
-def merge(target: Array, other: Array, operation: Operation) -> None:
-    """target = target + other, or the larger of the two; float32 or float64 arrays of one shape."""
-    if operation == "sum":
+def merge(target: Array, other: Array, operation: Operation, device: "Device | None" = None) -> None:
+    """target = target + other, or the larger of the two; float32 or float64 arrays of one shape.
+
+    A device adds float32 arrays that lie in its memory; the bits are the same.
+    """
+    if operation == "sum" and device is not None and target.dtype == np.float32:
+        device.add(target, other)
+    elif operation == "sum":
         np.add(target, other, out=target)
     else:
         np.maximum(target, other, out=target)
 
 
-def merge_in_order(own: Array, before: Sequence[Array], after: Sequence[Array], operation: Operation) -> None:
+def merge_in_order(
+    own: Array,
+    before: Sequence[Array],
+    after: Sequence[Array],
+    operation: Operation,
+    device: "Device | None" = None,
+) -> None:
     """own = before[0] + ... + own + after[0] + ..., from the left; overwrites before[0].
 
     The sum of two is the same either way round, so `own` can take its turn without a copy.
     """
     if before:
         for other in before[1:]:
-            merge(before[0], other, operation)
-        merge(own, before[0], operation)
+            merge(before[0], other, operation, device)
+        merge(own, before[0], operation, device)
     for other in after:
-        merge(own, other, operation)
+        merge(own, other, operation, device)
 
 
 def add_halves_in_order(
-    device: "CpuDevice", own: Array, before: Sequence[Array], after: Sequence[Array], total: Array, half: str
+    device: "Device", own: Array, before: Sequence[Array], after: Sequence[Array], total: Array, half: str
 ) -> None:
     """As `merge_in_order` for uint16 arrays of `half` numbers: in fp32, rounded once.
 
     Args:
-        device: of one thread.
+        device: of one thread, or the one whose memory the arrays lie in.
         own: the result.
         before: terms of lower ranks.
         after: terms of higher ranks.

@@ -14,7 +14,7 @@ from pytrain.collectives.staging import Block, Staging
 from pytrain.collectives.sums import Operation, add_halves_in_order, merge, merge_in_order
 
 if TYPE_CHECKING:
-    from pytrain._native import CpuDevice
+    from pytrain._native import Device
     from pytrain.collectives.counters import Counters
 
 Array = NDArray[Any]
@@ -57,10 +57,12 @@ class Limits:
 class Tools:
     """What all operations of a process share."""
 
-    device: CpuDevice
-    """For 16-bit numbers; of one thread, as a progress thread may use it."""
+    device: Device
+    """Adds 16-bit numbers: of one thread, as a progress thread may use it, or the GPU that the arrays lie on."""
     staging: Staging
     limits: Limits
+    sums_on_device: bool = False
+    """Whether float32 is added by the device, too."""
 
 
 class Wire:  # made for every operation, so that it is kept light
@@ -80,7 +82,7 @@ class Wire:  # made for every operation, so that it is kept light
 
     __slots__ = (
         *("transport", "members", "index", "size", "tag", "tools", "counters", "kind", "half", "operation"),
-        "_taken",
+        *("alone", "_taken"),
     )
 
     def __init__(
@@ -105,6 +107,8 @@ class Wire:  # made for every operation, so that it is kept light
         self.kind = kind
         self.half = half
         self.operation = operation
+        self.alone = False
+        """Whether nothing else is under way in this process and the caller waits: steps may then block in MPI."""
         self._taken: list[Block] = []
 
     def subset(self, indices: Sequence[int]) -> Wire:
@@ -164,14 +168,18 @@ class Wire:  # made for every operation, so that it is kept light
         while self._taken:
             self.tools.staging.give_back(self._taken.pop())
 
+    @property
+    def _adder(self) -> Device | None:
+        return self.tools.device if self.tools.sums_on_device else None
+
     def merge(self, target: Array, other: Array) -> None:
         """target += other (or the larger of the two), in the arrays' own type."""
-        merge(target, other, self.operation)
+        merge(target, other, self.operation, self._adder)
 
     def merge_in_order(self, own: Array, before: Sequence[Array], after: Sequence[Array]) -> None:
         """own = the sum in order of members; before[0] is overwritten. 16-bit numbers are rounded once."""
         if self.half is None:
-            merge_in_order(own, before, after, self.operation)
+            merge_in_order(own, before, after, self.operation, self._adder)
             return
         block = self.tools.staging.take(own.size * 4)
         total = block.view(np.dtype(np.float32), own.size)

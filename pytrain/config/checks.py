@@ -269,16 +269,35 @@ def _full_recompute_now(policy: tuple[str, ...], schedule: str, pp: int) -> str 
     )
 
 
-HIP_LARGEST_HEAD = 208
+HIP_LARGEST_HEAD = 256
 """The widest head that native/hip/kernels compiles attention for."""
 
 
-def _head_fits_hip(device: str, head_size: int) -> str | None:
+def head_fits_hip(device: str, head_size: int) -> str | None:
+    """Why the GPU has no attention for heads of this size, if it has none."""
     if device != "hip" or head_size <= HIP_LARGEST_HEAD:
         return None
     return (
         f'run.device "hip" has attention for heads of up to {HIP_LARGEST_HEAD} channels, and model.head_size is '
         f'{head_size}; use more heads, or run.device "cpu"'
+    )
+
+
+def _chains_of_fp16(fp16_sums: str, dtype: str, device: str) -> str | None:
+    if fp16_sums == "fp32" or (dtype == "fp16" and device == "cpu"):
+        return None
+    return (
+        f'precision.fp16_sums "{fp16_sums}" is for fp16 matrices on a CPU, but precision.dtype is "{dtype}" and '
+        f'run.device "{device}"; leave it out, or set both'
+    )
+
+
+def _direct_buffers_of_a_gpu(device_buffers: str, device: str) -> str | None:
+    if device_buffers == "staged" or device == "hip":
+        return None
+    return (
+        f'collectives.device_buffers "{device_buffers}" is about arrays in a GPU\'s memory, and run.device is '
+        f'"{device}"; remove it, or set run.device to "hip"'
     )
 
 
@@ -309,5 +328,7 @@ RUN_CHECKS = (
     Check(("parallel.chunks", "parallel.schedule", "parallel.pp"), _chunks_for_interleaving),
     Check(("parallel.stage_layers", "model.layers", "parallel.pp", "parallel.chunks"), _stages_of_layers),
     Check(("recompute.policy", "parallel.schedule", "parallel.pp"), _full_recompute_now),
-    Check(("run.device", "model.head_size"), _head_fits_hip),
+    Check(("run.device", "model.head_size"), head_fits_hip),
+    Check(("precision.fp16_sums", "precision.dtype", "run.device"), _chains_of_fp16),
+    Check(("collectives.device_buffers", "run.device"), _direct_buffers_of_a_gpu),
 )

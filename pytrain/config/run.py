@@ -176,12 +176,18 @@ class LearningRateSection(Section):
 
 
 class PrecisionSection(Section):
-    """In which number format things are stored; arithmetic and sums are fp32."""
+    """In which number format things are stored; arithmetic and sums are fp32, unless fp16_sums says otherwise."""
 
     dtype: Dtype = Field(default="fp32", description="Format of weights and activations.")
     gradients: Dtype = Field(default="fp32", description="Format of accumulated gradients (advanced).")
     gradient_reduction: Dtype = Field(
         default="fp32", description="Format in which gradients travel between ranks (advanced)."
+    )
+    fp16_sums: Literal["fp32", "chains"] = Field(
+        default="fp32",
+        description="How products of fp16 matrices are summed: fp32, which widens them; or chains, on Arm CPUs with "
+        "SVE (A64FX): fp16 multiply-adds at twice the rate, at most 64 in a row, then added to fp32, and less exact "
+        "(advanced).",
     )
     master: Dtype = Field(default="fp32", description="Format of the optimizer's own copy of the weights (advanced).")
     loss_scale: float = Field(
@@ -198,7 +204,7 @@ class RecomputeSection(Section):
     policy: tuple[RecomputePolicy, ...] = Field(
         default=("none",),
         min_length=1,
-        description="none keeps all activations; selective computes norms, activations and attention anew; "
+        description="none keeps what would take a product to compute again; selective computes attention anew too; "
         "full keeps only each layer's input. A list gives each pipeline stage its own.",
     )
 
@@ -277,6 +283,11 @@ class CollectivesSection(Section):
         default=True,
         description="Sum and gather beside computation; false waits for every sum at once, to measure what "
         "overlap is worth. Results do not change.",
+    )
+    device_buffers: Literal["staged", "direct"] = Field(
+        default="staged",
+        description="How arrays in a GPU's memory reach MPI: through pinned host memory, which any MPI takes, or, "
+        "where MPI says that it knows AMD GPUs, direct.",
     )
     watchdog_seconds: float = Field(
         default=600.0,

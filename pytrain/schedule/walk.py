@@ -64,6 +64,8 @@ class _Walker:
         self.gradients = _Buffers("gradient buffer", lowered.gradient_buffers)
         self.done: set[tuple[Kind, int, int | None]] = set()
         self.pending: dict[tuple[Kind, int, int | None], Action] = {}
+        self.embedding: int | None = None
+        """Micro-batch whose W has still to read the gradient of the embedding's output, of which there is one."""
         self.rules: dict[Kind, Callable[[Action], None]] = {
             Kind.FORWARD: self._forward,
             Kind.BACKWARD: self._backward,
@@ -171,6 +173,10 @@ class _Walker:
             self._allow(action, self.gradients.holds(action, action.gradient))
         elif self.last:
             self._allow(action, self.gradients.take(action, action.gradient))
+        if action.stage == 0:
+            late = Action(Kind.BACKWARD_WEIGHT, 0, self.embedding)
+            self._require(action, self.embedding is None, f"overwrites what {late} needs for the embedding")
+            self.embedding = None if whole else action.microbatch
         if action.stage == 0 and self.last:
             self.gradients.release(action, action.gradient)
         if whole:
@@ -178,6 +184,8 @@ class _Walker:
 
     def _backward_weight(self, action: Action) -> None:
         self._follows(action, Kind.BACKWARD_INPUT)
+        if action.stage == 0 and action.microbatch == self.embedding:
+            self.embedding = None
         self._allow(action, self.slots.holds(action, action.slot))
         self.slots.release(action, action.slot)
 

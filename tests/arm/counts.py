@@ -100,7 +100,9 @@ class Counter:
                 for offset in range(address - base, address - base + 4 * length, 4):
                     name, instruction = self.functions[offset]
                     counts[name].instructions += times
-                    counts[name].multiply_adds += times * instruction.is_multiply_add
+                    # The products that a tile begins its sums with are its first step of k.
+                    useful = instruction.multiplies if "matmul_tile" in name else instruction.is_multiply_add
+                    counts[name].multiply_adds += times * useful
         return dict(counts)
 
     def _extent(self, maps: str) -> tuple[int, int]:
@@ -135,19 +137,32 @@ def total(counts: dict[str, Count]) -> Count:
     return Count(sum(c.instructions for c in counts.values()), sum(c.multiply_adds for c in counts.values()))
 
 
-def predicted_cycles(counts: dict[str, Count], m: int, n: int, k: int) -> float:
-    """Cycles of one A64FX core for a product whose execution was counted; see the module's docstring."""
+def bounds(counts: dict[str, Count], m: int, n: int, k: int) -> dict[str, dict[str, float]]:
+    """Cycles of one A64FX core that each bound gives each part of a product whose execution was counted."""
     packing_bytes, result_bytes = 4.0 * (m * k + k * n), 8.0 * m * n * -(-k // 256)
-    cycles = 0.0
-    packing = [count for name, count in counts.items() if "::pack_a" in name]
-    cycles += max(sum(c.instructions for c in packing) / OTHER_RATE, packing_bytes / BYTES_PER_CYCLE)
-    for name, count in counts.items():
-        if "matmul_tile" in name:
-            bounds = count.multiply_adds / FMLA_RATE, count.instructions / TILE_RATE, result_bytes / BYTES_PER_CYCLE
-            cycles += max(bounds)
-        elif "::pack_a" not in name:
-            cycles += count.instructions / OTHER_RATE
-    return cycles
+    tile = [count for name, count in counts.items() if "matmul_tile" in name]
+    packing = sum(count.instructions for name, count in counts.items() if "::pack_a" in name)
+    instructions = sum(count.instructions for count in tile)
+    return {
+        "tile": {
+            "multiply-adds": sum(count.multiply_adds for count in tile) / FMLA_RATE,
+            "issue": instructions / TILE_RATE,
+            "memory": result_bytes / BYTES_PER_CYCLE,
+        },
+        "packing": {"issue": packing / OTHER_RATE, "memory": packing_bytes / BYTES_PER_CYCLE},
+        "rest": {"issue": (total(counts).instructions - instructions - packing) / OTHER_RATE},
+    }
+
+
+def predicted_cycles(counts: dict[str, Count], m: int, n: int, k: int) -> float:
+    """The worst bound of each part, added up; see the module's docstring."""
+    return sum(max(part.values()) for part in bounds(counts, m, n, k).values())
+
+
+def binding(counts: dict[str, Count], m: int, n: int, k: int) -> str:
+    """What binds the tile and what the packing."""
+    parts = bounds(counts, m, n, k)
+    return ", ".join(max(parts[name], key=parts[name].__getitem__) for name in ("tile", "packing"))
 
 
 def share_of_peak(counts: dict[str, Count], m: int, n: int, k: int) -> float:
@@ -165,11 +180,11 @@ def step(counter: Counter, folder: Path) -> dict[str, Count]:
     return difference(*found)
 
 
-def shapes(counter: Counter) -> Iterator[tuple[str, Count, float]]:
-    """(name, counts, predicted share) of each shape."""
+def shapes(counter: Counter) -> Iterator[tuple[str, Count, float, str]]:
+    """(name, counts, predicted share, what binds) of each shape."""
     for name, (m, n, k, kind) in SHAPES.items():
         counts = counter.product(m, n, k, kind)
-        yield name, total(counts), share_of_peak(counts, m, n, k)
+        yield name, total(counts), share_of_peak(counts, m, n, k), binding(counts, m, n, k)
 
 
 def short(name: str) -> str:
@@ -184,11 +199,16 @@ def main(folder: Path) -> None:
     assert shutil.which("cc"), "a C compiler is needed for the plugin"
     with tempfile.TemporaryDirectory() as scratch:
         counter = Counter(Machine(folder.resolve()), Path(scratch))
-        print(f"{'product':<22} {'m':>5} {'n':>5} {'k':>5}    {'others per FMLA':>15} {'share of peak':>14}")
-        for name, count, share in shapes(counter):
+        print(
+            f"{'product':<22} {'m':>5} {'n':>5} {'k':>5}    {'others per FMLA':>15} {'share of peak':>14}  "
+            "what binds tile, packing"
+        )
+        for name, count, share, binds in shapes(counter):
             m, n, k, kind = SHAPES[name]
             others = (count.instructions - count.multiply_adds) / count.multiply_adds
-            print(f"{name:<22} {m:>5} {n:>5} {k:>5} {kind} {others:>15.3f} {100 * share:>13.1f}%", flush=True)
+            print(
+                f"{name:<22} {m:>5} {n:>5} {k:>5} {kind} {others:>15.3f} {100 * share:>13.1f}%  {binds}", flush=True
+            )
         counts = step(counter, Path(scratch))
         whole = total(counts)
         others = (whole.instructions - whole.multiply_adds) / whole.multiply_adds

@@ -35,6 +35,15 @@ def test_the_multiply_adds_bind(tools: None, cpu: str, pipes: int) -> None:
         "attention values, 128 keys",
     ):
         assert found[kernel].fmla_per_cycle >= 0.9 * pipes
+    if cpu == "a64fx":
+        assert found["attention scores, head size 64"].fmla_per_cycle >= 1.8
+
+
+def test_chains_of_fp16_come_near_the_pipes(tools: None) -> None:
+    """With the flush of each chain, which the pipes have to do beside."""
+    (chain,) = [result for result in mca.results(["a64fx"]) if result.kernel.startswith("fp16 chain")]
+    assert 1.8 <= chain.fmla_per_cycle < 1.99
+    assert chain.bound.startswith("pipes ")
 
 
 def test_too_few_accumulators_are_latency(tools: None) -> None:

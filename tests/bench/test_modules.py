@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -166,7 +167,7 @@ def test_everything_in_a_short_form(
     from bench import __main__ as everything
 
     assert set(everything.SHORT) == {
-        *("peak", "matmul", "kernels", "attention", "loader", "collectives", "peers", "step")
+        *("peak", "matmul", "kernels", "attention", "loader", "collectives", "scaling", "peers", "step")
     }
     options = ("--tokens", "20000", "--rounds", "1", "--batch", "2", "--seq", "32")
     monkeypatch.setitem(everything.SHORT, "loader", everything.SHORT["loader"]._replace(options=options))
@@ -179,3 +180,6 @@ def test_everything_in_a_short_form(
     with pytest.raises(SystemExit):
         everything.command.main(["--only", "loader"], standalone_mode=False)
     assert "failed with status 2" in capfd.readouterr().out
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    everything.command.main(["--only", "scaling", "--out", str(tmp_path / "none")], standalone_mode=False)
+    assert "scaling      skipped: two ranks beside each other need two cores" in capfd.readouterr().out

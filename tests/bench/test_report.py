@@ -80,6 +80,8 @@ def test_every_kind_has_its_section(
             {"name": "qkv dX", "share": 0.9, "gflops": 100.0, "threads": 1}]},
         {"bench": "collectives", "machine": machine, "cases": [
             {"ranks": 2, "bytes": 1024, "seconds": {"MPI": summary(1e-6), "ring": summary(2e-6)}}]},
+        {"bench": "scaling", "machine": machine, "cases": [
+            {"name": "14m dp", "target": 0.9, "ratios": {"ranks": summary(0.95), "in-turn": summary(0.9)}}]},
         {"bench": "mystery", "machine": machine},
     ]  # fmt: skip
     for found in made:

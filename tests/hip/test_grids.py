@@ -14,20 +14,39 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
-def test_two_ranks(tmp_path: Path) -> None:
-    """What ranks send lies in managed memory, which the host reads and writes between the device's calls."""
-    (tmp_path / "cases.json").write_text(
-        json.dumps([case | {"device": "hip", "steps": 2} for case in CASES]), encoding="utf-8"
+DIRECT: list[dict[str, Any]] = [
+    {"shape": "llama", "dp": 2, "zero": 1, "gradient_reduction": "bf16"},
+    {"shape": "llama", "tp": 2, "sequence_parallel": True},
+]
+
+
+def _train(folder: Path, cases: list[dict[str, Any]], how: str) -> list[dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
+    (folder / "cases.json").write_text(
+        json.dumps([case | {"device": "hip", "steps": 2} for case in cases]), encoding="utf-8"
     )
-    check_ranks(2, "tests.parallel.grid_worker", str(tmp_path / "cases.json"), str(tmp_path / "results.json"))
-    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert len(results) == len(CASES)
+    check_ranks(2, "tests.parallel.grid_worker", str(folder / "cases.json"), str(folder / "results.json"), how)
+    results: list[dict[str, Any]] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert len(results) == len(cases)
     for result in results:
         case = result["case"]
+        half = case.get("gradient_reduction") == "bf16"
         assert result["replicas"] == 1, result
-        assert result["loss"] <= 2e-6, case
-        assert result["evaluated"] <= 2e-5, case
-        assert result["gradient"] <= 2e-5, result
-        assert result["drift"] <= 1e-2, result
+        assert result["loss"] <= 2e-6, result
+        assert result["evaluated"] <= (2e-3 if half else 2e-5), result
+        assert result["gradient"] <= (2**-8 if half else 2e-5), result
+        assert result["gradient"] > 1e-4 or not half, result
+        assert result["drift"] <= (1e-1 if half else 1e-2), result
         assert result["same_losses"], case
         assert result["executed"], case
+    return results
+
+
+def test_two_ranks_through_pinned_memory(tmp_path: Path) -> None:
+    """What ranks send is copied by the communication queue, which the host waits for before MPI gets the copy."""
+    _train(tmp_path, CASES, "staged")
+
+
+def test_two_ranks_with_the_addresses_of_the_device(tmp_path: Path) -> None:
+    """As for a GPU-aware MPI, with sums added by the device: the shim's memory is memory to any MPI."""
+    _train(tmp_path, DIRECT, "direct")

@@ -92,6 +92,37 @@ def test_16_bit_gradients_over_fp32_logits(
     np.testing.assert_allclose(got, expected, rtol=5e-3 if dtype == "bf16" else 1e-3, atol=1e-7)
 
 
+@pytest.mark.parametrize("width", [5, 300, 5000])
+def test_head_statistics(case: Case, width: int) -> None:
+    """The maximum is exact; the loss alone would not know it from another shift."""
+    rows = 20
+    logits = case.normal(rows, width, deviation=3.0)
+    targets = np.full(rows, -1, np.int32)
+    targets[[0, 2]] = [0, width - 1]
+    maximum, total, chosen = native_tests.statistics_of(case, logits, targets, [0, width])[0].T
+    exact = case.value(logits)
+    np.testing.assert_array_equal(maximum, exact.max(axis=1))
+    np.testing.assert_allclose(total, np.exp(exact - exact.max(axis=1, keepdims=True)).sum(axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(chosen, np.where(targets < 0, 0.0, exact[np.arange(rows), targets]))
+
+
+@pytest.mark.parametrize("rows", [70, 600])
+def test_the_loss_of_many_rows(case: Case, rows: int) -> None:
+    """One block adds all of them: more than a wave of rows, and more than a block."""
+    logits = case.normal(rows, 9)
+    targets = case.generator.integers(-1, 9, rows).astype(np.int32)
+    found = np.zeros(rows, np.float32)
+    scalars = np.zeros(6)
+    statistics = native_tests.statistics_of(case, logits, targets, [0, 9])
+    case.device.loss_forward(scalars, found, statistics, targets)
+    exact = case.value(logits)
+    lse = np.log(np.exp(exact).sum(axis=1))
+    counted = targets >= 0
+    loss = (lse - exact[np.arange(rows), np.maximum(targets, 0)])[counted].sum()
+    np.testing.assert_allclose(scalars[:2], [loss, counted.sum()], rtol=1e-6)
+    np.testing.assert_allclose(found, lse, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_bad_logit_makes_the_loss_nan(bad: float) -> None:
     native_tests.test_a_bad_logit_makes_the_loss_nan("hip", bad)
@@ -146,6 +177,6 @@ def test_memory_is_counted_by_kind(device: _native.Device) -> None:
 
 
 def test_a_width_beyond_the_reserved_is_refused(device: _native.Device) -> None:
-    x, rstd = np.zeros((2, 9000), np.float32), np.zeros(2, np.float32)
+    x, rstd = np.zeros((2, 40_000), np.float32), np.zeros(2, np.float32)
     with pytest.raises(_native.Error, match="norm_backward needs a workspace of"):
         device.norm_backward(x, x[0].copy(), None, x, None, rstd, x, x[0].copy())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.parallel.grid_worker import SHAPES
+from tests.parallel.grid_worker import SHAPES, WIDE
 from tests.parallel.launch import check_ranks
 from tests.parallel.test_grids import case_of, judge
 
@@ -17,9 +17,10 @@ from tests.parallel.test_grids import case_of, judge
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 def test_all_grids(ranks: int, tmp_path: Path) -> None:
     cases = []
-    for dp, pp, tp in itertools.product((1, 2, 4), repeat=3):
+    for dp, pp, tp in itertools.product((1, 2, 4, 8), repeat=3):
+        shapes = [WIDE] if 8 in (pp, tp) else [name for name in SHAPES if name != WIDE]
         for shape, zero, schedule, rows in itertools.product(
-            SHAPES, (0, 1, 2, 3), ("1f1b", "gpipe", "zero-bubble", "interleaved"), (False, True)
+            shapes, (0, 1, 2, 3), ("1f1b", "gpipe", "zero-bubble", "interleaved"), (False, True)
         ):
             case = case_of((dp, pp, tp), shape, zero, schedule, ("none", "selective", "full")[len(cases) % 3], rows)
             alike = [{**other, "recompute": case["recompute"]} for other in cases]
@@ -27,7 +28,7 @@ def test_all_grids(ranks: int, tmp_path: Path) -> None:
                 cases.append(case)
     (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     arguments = [str(tmp_path / "cases.json"), str(tmp_path / "results.json")]
-    check_ranks(ranks, "tests.parallel.grid_worker", *arguments, timeout=1800)
+    check_ranks(ranks, "tests.parallel.grid_worker", *arguments, timeout=5400)
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     for name in ("loss", "last_loss", "evaluated", "gradient", "drift"):
         worst = max(results, key=lambda result: result[name])

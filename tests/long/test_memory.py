@@ -47,5 +47,5 @@ def test_resident_memory_falls_by_what_the_arena_predicts(tmp_path: Path, family
         predicted = planned["none"] - planned[policy]
         fallen = resident["none"] - resident[policy]
         print(f"{policy}: predicted {predicted / 1e6:.1f} MB, fallen {fallen / 1e6:.1f} MB")
-        assert predicted > 50e6
+        assert predicted > (20e6 if policy == "selective" else 50e6)
         assert abs(fallen - predicted) <= 0.02 * predicted

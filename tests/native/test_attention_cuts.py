@@ -1,4 +1,4 @@
-"""How attention is cut into tiles and which way round its products are: the bits may not tell."""
+"""How attention is cut into tiles, and which way round its products are: the bits may not tell."""
 
 from __future__ import annotations
 

@@ -212,8 +212,12 @@ def test_gelu(case: Case) -> None:
     case.call("gelu_forward", y, x)
     case.close(y, reference.gelu_forward(case.value(x)), 0.1)
     expected = reference.gelu_backward(case.value(dy), case.value(x))
-    case.call("gelu_backward", dy, dy, x)  # in place
+    dx, again = np.empty_like(x), np.zeros_like(x)
+    case.call("gelu_backward", dx, dy, x, again)
+    assert again.tobytes() == y.tobytes()
+    case.call("gelu_backward", dy, dy, x)  # in place, and the gradient alone
     case.close(dy, expected, 0.1)
+    assert dx.tobytes() == dy.tobytes()
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (7, 131), (3, 5000)])
@@ -223,6 +227,10 @@ def test_swiglu(case: Case, rows: int, width: int) -> None:
     gate, up = case.value(gate_up)[:, :width], case.value(gate_up)[:, width:]
     case.call("swiglu_forward", y, gate_up)
     case.close(y, reference.swiglu_forward(gate, up))
+    again = np.zeros_like(y)
+    case.call("swiglu_backward", dgate_up, dy, gate_up, again)
+    assert again.tobytes() == y.tobytes()
+    dgate_up[...] = 0
     case.call("swiglu_backward", dgate_up, dy, gate_up)
     case.close(dgate_up, np.concatenate(reference.swiglu_backward(case.value(dy), gate, up), axis=1))
 

@@ -1,6 +1,6 @@
 """Runs under mpiexec: trains the same small model on one grid after another, and compares with one process.
 
-    mpiexec -n 4 python -m tests.parallel.grid_worker CASES.json RESULTS.json
+    mpiexec -n 4 python -m tests.parallel.grid_worker CASES.json RESULTS.json [staged|direct]
 
 Each case is an object with the keys of `[parallel]`, a `shape` (see SHAPES) and optionally `recompute` and `steps`.
 Rank 0 writes a list of results; the test that started this decides.
@@ -35,6 +35,8 @@ SHAPES = {
     "llama tied": dataclasses.replace(LLAMA, layers=5, kv_heads=4, vocabulary=23, tied_head=True),
     "llama shared key head": dataclasses.replace(LLAMA, layers=5, heads=5, kv_heads=1, vocabulary=23),
 }
+WIDE = "llama wide"  # enough layers and heads for eight ranks along one axis
+SHAPES[WIDE] = dataclasses.replace(LLAMA, layers=9, heads=9, kv_heads=9, head_size=4, ffn=21, vocabulary=23)
 GLOBAL_BATCH, LENGTH, SEED = 8, 11, 5
 
 
@@ -208,7 +210,8 @@ def main() -> None:
     from mpi4py import MPI
 
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    world = world_group(Settings(own=True, check="each"), MPI.COMM_WORLD)
+    how: Any = sys.argv[3] if len(sys.argv) > 3 else "staged"  # for arrays in a GPU's memory
+    world = world_group(Settings(own=True, check="each", device_buffers=how), MPI.COMM_WORLD)
     results, alone = [], {}
     for number, case in enumerate(cases):
         size = case.get("dp", 1) * case.get("pp", 1) * case.get("tp", 1)

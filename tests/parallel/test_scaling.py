@@ -25,17 +25,21 @@ def test_jobs_take_turns_and_the_ranks_are_compared(tmp_path: Path) -> None:
     )
     print(ended.stdout, ended.stderr)
     assert ended.returncode == 0
-    results = json.loads(path.read_text(encoding="utf-8"))
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert written["bench"] == "scaling"
+    assert written["machine"]["cores_in_mask"] >= 2
+    results = written["cases"]
     assert [result["case"] for result in results] == list(CASES)
     for result in results:
         assert result["speeds"].keys() == {"alone", "ranks", "in-turn"}
-        for kind, speeds in result["speeds"].items():
+        for kind, summary in result["speeds"].items():
+            speeds = summary["values"]
             assert len(speeds) == 2
             assert min(speeds) > 0
             losses = [step["loss"] for step in result["rounds"][kind]]
             assert losses == pytest.approx([step["loss"] for step in result["rounds"]["alone"]], rel=1e-4)
-        pairs = zip(result["speeds"]["ranks"], result["speeds"]["alone"], strict=True)
-        assert result["ratios"]["ranks"] == pytest.approx(sum(mine / alone for mine, alone in pairs) / 2)
+        pairs = zip(result["speeds"]["ranks"]["values"], result["speeds"]["alone"]["values"], strict=True)
+        assert result["ratios"]["ranks"]["median"] == pytest.approx(sum(mine / alone for mine, alone in pairs) / 2)
         for kind in ("ranks", "in-turn"):
             assert CASES[result["case"]] <= result["groups"][kind].keys()
             assert len(result["waits"][kind]) == 2

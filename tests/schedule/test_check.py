@@ -272,6 +272,17 @@ def test_split_backward_in_the_wrong_order(words: str, message: str) -> None:
     assert str(caught.value) == message
 
 
+def test_the_embedding_wants_its_weight_gradient_before_the_next_backward() -> None:
+    good = lower(zero_bubble(2, 4))
+    check(good)
+    program = [action for action in good.ranks[0] if str(action) != "0W2"]
+    place = [str(action) for action in program].index("0I3") + 1
+    late = next(action for action in good.ranks[0] if str(action) == "0W2")
+    with pytest.raises(ScheduleError) as caught:
+        check(edited(good, 0, (*program[:place], late, *program[place:])))
+    assert str(caught.value) == "rank 0: 0I3 overwrites what 0W2 needs for the embedding"
+
+
 def test_deadlock_is_explained() -> None:
     lowered = lower(one_f_one_b(2, 1))
     first = lowered.ranks[0]

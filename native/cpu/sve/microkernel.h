@@ -29,46 +29,68 @@ constexpr int kBlockTiles = 5;  // of columns
 // written by a macro of the row's number.
 #define PYTRAIN_EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
 
+// A product of no steps.
+__attribute__((noinline)) void clear_tile(float* c, std::int64_t ldc, bool accumulate) {
+    if (accumulate) return;
+    for (int row = 0; row < kTileRows; ++row) {
+        store(c + row * ldc, set(0.0f));
+        svst1_vnum_f32(all(), c + row * ldc, 1, set(0.0f));
+    }
+}
+
 void matmul_tile(std::int64_t k, const float* a, const float* b, float* c, std::int64_t ldc, bool accumulate) {
-    const std::int64_t lanes = kLanes;
-    // c is not needed before the end of the loop over k: ask for it now.
-#define PYTRAIN_BEGIN(row)                       \
-    __builtin_prefetch(c + (row) * ldc);         \
-    __builtin_prefetch(c + (row) * ldc + lanes); \
-    V left##row = set(0.0f), right##row = set(0.0f);
+    if (k <= 0) {
+        clear_tile(c, ldc, accumulate);
+        return;
+    }
+    const std::int64_t stride = kTileVectors * kLanes;
+    // c is not needed before the end of the loop over k: ask for it now. The first products take the place of zeros.
+    const V first_left = load(b), first_right = svld1_vnum_f32(all(), b, 1);
+#define PYTRAIN_BEGIN(row)                     \
+    __builtin_prefetch(c + (row) * ldc);       \
+    const V first##row = set(a[row]);          \
+    V left##row = mul(first##row, first_left); \
+    V right##row = mul(first##row, first_right);
     PYTRAIN_EACH_ROW(PYTRAIN_BEGIN)
 #undef PYTRAIN_BEGIN
+    a += kTileRows;
+    b += stride;
     const auto step = [&](const float* factors, const float* vectors) {
         const V b_left = load(vectors), b_right = svld1_vnum_f32(all(), vectors, 1);
 #define PYTRAIN_MULTIPLY(row)                                         \
     {                                                                 \
         const V factor = set(factors[row]);                           \
-        left##row = svmla_f32_x(all(), left##row, factor, b_left);    \
-        right##row = svmla_f32_x(all(), right##row, factor, b_right); \
+        left##row = svmla_f32_m(all(), left##row, factor, b_left);    \
+        right##row = svmla_f32_m(all(), right##row, factor, b_right); \
     }
         PYTRAIN_EACH_ROW(PYTRAIN_MULTIPLY)
 #undef PYTRAIN_MULTIPLY
     };
-    // Two steps a round: a step alone has four instructions around it, which decoders of four would feel.
-    std::int64_t p = 0;
-    for (; p + 2 <= k; p += 2) {
+    // The merging form is FMLA: given the choice, GCC takes FMAD for some, which overwrites a factor, and a move with
+    // it. Two steps a round: a step alone has four instructions around it, which decoders of four would feel.
+    std::int64_t p = 1;
+    if (__builtin_expect(k % 2 == 0, 1)) {
         step(a, b);
-        step(a + kTileRows, b + kTileVectors * lanes);
-        a += 2 * kTileRows;
-        b += 2 * kTileVectors * lanes;
+        a += kTileRows;
+        b += stride;
+        ++p;
     }
-    if (p < k) step(a, b);
-    // A row's two vectors are `lanes` floats apart.
+    for (; p < k; p += 2) {
+        step(a, b);
+        step(a + kTileRows, b + stride);
+        a += 2 * kTileRows;
+        b += 2 * stride;
+    }
 #define PYTRAIN_ADD(row)                               \
     left##row = add(load(c + (row) * ldc), left##row); \
-    right##row = add(load(c + (row) * ldc + lanes), right##row);
+    right##row = add(svld1_vnum_f32(all(), c + (row) * ldc, 1), right##row);
     if (accumulate) {
         PYTRAIN_EACH_ROW(PYTRAIN_ADD)
     }
 #undef PYTRAIN_ADD
 #define PYTRAIN_STORE(row)             \
     store(c + (row) * ldc, left##row); \
-    store(c + (row) * ldc + lanes, right##row);
+    svst1_vnum_f32(all(), c + (row) * ldc, 1, right##row);
     PYTRAIN_EACH_ROW(PYTRAIN_STORE)
 #undef PYTRAIN_STORE
 }

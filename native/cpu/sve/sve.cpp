@@ -1,6 +1,7 @@
 // The table for SVE of any vector length. Built with that flag, so nothing here may leave this file: see "Traps" in
 // native/README.md.
 #include "cpu/kernels.h"
+#include "cpu/sve/fp16_chains.h"
 #include "cpu/sve/microkernel.h"
 #include "cpu/sve/pack.h"
 #include "cpu/sve/simd.h"
@@ -26,6 +27,21 @@ void fill_products(Kernels* kernels) {
     kernels->peak_flops = peak_flops;
 }
 
+void fill_chains(Kernels* kernels) {
+    Products& products = kernels->fp16_chains;
+    products.word_depth = kPair;
+    products.tile_rows = kTileRows;
+    products.tile_columns = kernels->tile_columns;
+    products.block_rows = kBlockRows;
+    products.block_depth = kPair * kBlockDepth;
+    products.block_columns = kernels->block_columns;
+    products.matmul_tile = matmul_tile_chains;
+    products.pack_along[static_cast<int>(DType::fp16)] = pack_pairs_along;
+    products.pack_across[static_cast<int>(DType::fp16)] = pack_pairs_across;
+    products.peak_flops = peak_flops_chains;
+    kernels->fp16_chain = kChain;
+}
+
 }  // namespace
 }  // namespace pytrain::cpu::sve
 
@@ -35,6 +51,7 @@ void fill_sve(Kernels* kernels) {
     kernels->name = "sve";
     sve::fill_rows(kernels);
     sve::fill_products(kernels);
+    sve::fill_chains(kernels);
 }
 
 }  // namespace pytrain::cpu

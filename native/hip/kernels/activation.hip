@@ -1,4 +1,4 @@
-// Activations and rotations. Bound by memory: gelu 2 (backward 3), swiglu 3 (5) and rope 2 elements moved per element
+// Activations and rotations. Bound by memory: gelu 2 (backward 4), swiglu 3 (6) and rope 2 elements moved per element
 // computed, against 10 to 40 FLOPs.
 #include "hip/common.h"
 #include "hip/kernels.h"
@@ -17,14 +17,18 @@ PYTRAIN_KERNEL gelu_forward_kernel(Tensor y, Tensor x, std::int64_t n) {
     store_octet(y, i, n - i, octet);
 }
 
-PYTRAIN_KERNEL gelu_backward_kernel(Tensor dx, Tensor dy, Tensor x, std::int64_t n) {
+PYTRAIN_KERNEL gelu_backward_kernel(Tensor dx, Tensor dy, Tensor x, Tensor y, std::int64_t n) {
     const std::int64_t i = task_index() * kOctet;
     if (i >= n) return;
     Octet octet = load_octet(dy, i, n - i);
-    const Octet in = load_octet(x, i, n - i);
+    Octet in = load_octet(x, i, n - i);
     PYTRAIN_UNROLL
     for (int j = 0; j < kOctet; ++j) octet.value[j] *= gelu_slope(in.value[j]);
     store_octet(dx, i, n - i, octet);
+    if (y.data == nullptr) return;
+    PYTRAIN_UNROLL
+    for (int j = 0; j < kOctet; ++j) in.value[j] = gelu(in.value[j]);
+    store_octet(y, i, n - i, in);
 }
 
 // gate_up (rows, 2 width) = [gate | up]; a task is an octet of y.
@@ -40,7 +44,7 @@ PYTRAIN_KERNEL swiglu_forward_kernel(Tensor y, Tensor gate_up, std::int64_t rows
 }
 
 // dup = dy silu(gate); dgate = dy up s (1 + gate (1 - s)).
-PYTRAIN_KERNEL swiglu_backward_kernel(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows,
+PYTRAIN_KERNEL swiglu_backward_kernel(Tensor dgate_up, Tensor dy, Tensor gate_up, Tensor y, std::int64_t rows,
                                       std::int64_t width) {
     const std::int64_t octets = ceil_div(width, kOctet), task = task_index();
     if (task >= rows * octets) return;
@@ -57,6 +61,11 @@ PYTRAIN_KERNEL swiglu_backward_kernel(Tensor dgate_up, Tensor dy, Tensor gate_up
     }
     store_octet(dgate_up, at_gate, n, dgate);
     store_octet(dgate_up, at_up, n, dup);
+    if (y.data == nullptr) return;
+    Octet active = up;
+    PYTRAIN_UNROLL
+    for (int j = 0; j < kOctet; ++j) active.value[j] *= gate.value[j] * sigmoid(gate.value[j]);
+    store_octet(y, row * width + column, n, active);
 }
 
 // A task turns eight pairs of one head: elements [pair, pair + 8) and those half a head later.
@@ -83,17 +92,17 @@ PYTRAIN_KERNEL rope_kernel(Rope rope) {
 void launch_gelu_forward(Tensor y, Tensor x, std::int64_t n, hipStream_t queue) {
     if (n > 0) PYTRAIN_LAUNCH(gelu_forward_kernel, blocks_for_tasks(ceil_div(n, kOctet)), queue, y, x, n);
 }
-void launch_gelu_backward(Tensor dx, Tensor dy, Tensor x, std::int64_t n, hipStream_t queue) {
-    if (n > 0) PYTRAIN_LAUNCH(gelu_backward_kernel, blocks_for_tasks(ceil_div(n, kOctet)), queue, dx, dy, x, n);
+void launch_gelu_backward(Tensor dx, Tensor dy, Tensor x, Tensor y, std::int64_t n, hipStream_t queue) {
+    if (n > 0) PYTRAIN_LAUNCH(gelu_backward_kernel, blocks_for_tasks(ceil_div(n, kOctet)), queue, dx, dy, x, y, n);
 }
 void launch_swiglu_forward(Tensor y, Tensor gate_up, std::int64_t rows, std::int64_t width, hipStream_t queue) {
     const dim3 blocks = blocks_for_tasks(rows * ceil_div(width, kOctet));
     if (rows * width > 0) PYTRAIN_LAUNCH(swiglu_forward_kernel, blocks, queue, y, gate_up, rows, width);
 }
-void launch_swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, std::int64_t rows, std::int64_t width,
+void launch_swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, Tensor y, std::int64_t rows, std::int64_t width,
                             hipStream_t queue) {
     const dim3 blocks = blocks_for_tasks(rows * ceil_div(width, kOctet));
-    if (rows * width > 0) PYTRAIN_LAUNCH(swiglu_backward_kernel, blocks, queue, dgate_up, dy, gate_up, rows, width);
+    if (rows * width > 0) PYTRAIN_LAUNCH(swiglu_backward_kernel, blocks, queue, dgate_up, dy, gate_up, y, rows, width);
 }
 void launch_rope(const Rope& rope, hipStream_t queue) {
     const std::int64_t tasks = rope.rows * rope.heads * ceil_div(rope.head_size / 2, kOctet);

@@ -5,8 +5,6 @@
 // FLOPs 14 head_size per visible pair; bytes: q, k, v, dout, out once, and the tiles of the other side once per 128
 // rows. The matrix units bind. dk and dv together fill head_size registers of every lane, which leaves one wave on a
 // SIMD.
-#include <type_traits>
-
 #include "hip/attention_tiles.h"
 #include "hip/kernels.h"
 
@@ -41,7 +39,8 @@ PYTRAIN_KERNEL attention_dq_kernel(Attention attention, AttentionGradients gradi
     using H = Head<format, depth>;
     PYTRAIN_SHARED(Chunk, k_rows, H::kRowsChunks);
     PYTRAIN_SHARED(Chunk, k_columns, H::kColumnsChunks);
-    PYTRAIN_SHARED(Chunk, v_rows, H::kRowsChunks);
+    PYTRAIN_SHARED(Chunk, v_tile, H::kOneRoom ? 1 : H::kRowsChunks);
+    Chunk* const v_rows = H::kOneRoom ? k_rows : v_tile;
     PYTRAIN_SHARED(float, room, kThreads);
     const std::int64_t pair = block_row(), group = attention.heads / attention.kv_heads;
     const HeadPlace place{pair / attention.heads, pair % attention.heads, pair % attention.heads / group};
@@ -58,21 +57,37 @@ PYTRAIN_KERNEL attention_dq_kernel(Attention attention, AttentionGradients gradi
     const float delta = delta_of<format, depth>(douts, outs, query);
     if (exists && lane_index() < 32) gradients.delta[statistic(attention, place, query)] = delta;
     const float lse = exists ? attention.lse[statistic(attention, place, query)] * kLog2E : 0.0f;
-    const Fragment<format, depth> q(query_rows(attention, place), query), dout(douts, query);
-    const HeadRows keys = key_rows(attention, place, attention.k, block_end),
-                   values = key_rows(attention, place, attention.v, block_end);
+    const Fragment<format, depth> q(query_rows(attention, place), query);
+    const FragmentUpTo<format, depth, 208> dout(douts, query);
+    TileCarrier<format, depth> keys(key_rows(attention, place, attention.k, block_end)),
+        values(key_rows(attention, place, attention.v, block_end));
     const float scale = score_scale(attention);
     Sums dq[H::kBlocks] = {};
 
     std::int64_t key = least_first_key(attention, place, block_query, room) / kTileRows * kTileRows;
+    const auto fetch = [&](std::int64_t at) {
+        if (at >= block_end) return;
+        keys.fetch(at);
+        values.fetch(at);
+    };
+    fetch(key);
     for (; key < block_end; key += kTileRows) {
+        barrier();  // the tile before has been read
+        values.put(key, v_rows, nullptr);
+        if (!H::kOneRoom) keys.put(key, k_rows, k_columns);
         barrier();
-        load_tile<format, depth>(keys, key, k_rows, k_columns);
-        load_tile<format, depth>(values, key, v_rows, nullptr);
-        barrier();
-        if (wave_query >= attention.query_rows || key >= wave_end) continue;
+        fetch(key + kTileRows);
+        keep_order();  // the loads have the whole of the products to arrive
+        const bool sees = wave_query < attention.query_rows && key < wave_end;  // the same in the whole wave
+        Sums dweights = {};
+        if (sees) dweights = rows_times_fragment<format, depth>(v_rows, dout);
+        if constexpr (H::kOneRoom) {
+            barrier();  // the values have been read
+            keys.put(key, k_rows, k_columns);
+            barrier();
+        }
+        if (!sees) continue;
         Sums weights = rows_times_fragment<format, depth>(k_rows, q);
-        const Sums dweights = rows_times_fragment<format, depth>(v_rows, dout);
         PYTRAIN_UNROLL
         for (int g = 0; g < 16; ++g) {
             const std::int64_t at = key + 8 * (g / 4) + 4 * (lane_index() / 32) + g % 4;
@@ -90,7 +105,7 @@ PYTRAIN_KERNEL attention_dq_kernel(Attention attention, AttentionGradients gradi
 struct QueryStatistics {
     float* lse;
     float* delta;
-    std::int64_t* begin;
+    std::int32_t* begin;
 };
 
 // Queries [first, first + 32) of one head: weights and dscores (queries x this wave's keys).
@@ -110,31 +125,28 @@ PYTRAIN_INLINE void weigh(const Attention& attention, const QueryStatistics& sta
     }
 }
 
-// What is too large for registers beside both gradients: fp32 keys and values, which are then read again for each tile
-// of queries, and of 16-bit heads beyond 160 one of the gradients, which is then summed by a launch of its own.
-template <Format format, int depth>
-using KeyFragment =
-    std::conditional_t<(format == Format::fp32 && depth > 128), FarFragment<format, depth>, Fragment<format, depth>>;
-
-// Which gradients a launch of the second pass sums.
+// Which gradients a launch of the second pass sums: beyond 160 (fp32: 208) registers do not hold both.
 enum class Part : std::uint8_t { both, dk, dv };
 
+// The second pass of a block: tiles of queries come through LDS, and are added to what this wave's keys get.
 template <Format format, int depth, Part part>
-PYTRAIN_KERNEL attention_dkv_kernel(Attention attention, AttentionGradients gradients) {
+PYTRAIN_KERNEL PYTRAIN_WAVES(format != Format::fp32 && depth <= 64 ? 2 : 1)
+    attention_dkv_kernel(Attention attention, AttentionGradients gradients) {
     using H = Head<format, depth>;
+    constexpr bool sums_dk = part != Part::dv, sums_dv = part != Part::dk;
     PYTRAIN_SHARED(Chunk, q_rows, H::kRowsChunks);
-    PYTRAIN_SHARED(Chunk, q_columns, H::kColumnsChunks);
-    PYTRAIN_SHARED(Chunk, dout_rows, H::kRowsChunks);
-    PYTRAIN_SHARED(Chunk, dout_columns, H::kColumnsChunks);
+    PYTRAIN_SHARED(Chunk, q_columns, sums_dk ? H::kColumnsChunks : 1);
+    PYTRAIN_SHARED(Chunk, dout_tile, !H::kOneRoom && (sums_dk || H::kFull) ? H::kRowsChunks : 1);
+    PYTRAIN_SHARED(Chunk, dout_columns, sums_dv ? H::kColumnsChunks : 1);
     PYTRAIN_SHARED(float, lse, kTileRows);
     PYTRAIN_SHARED(float, delta, kTileRows);
-    PYTRAIN_SHARED(std::int64_t, begin, kTileRows);
+    PYTRAIN_SHARED(std::int32_t, begin, kTileRows);
+    Chunk* const dout_rows = H::kOneRoom ? q_rows : dout_tile;
     const std::int64_t pair = block_row(), group = attention.heads / attention.kv_heads;
     HeadPlace place{pair / attention.kv_heads, 0, pair % attention.kv_heads};
     const std::int64_t block_key = block_index() * kBlockRows,
                        key = block_key + thread_index() / kWave * kTileRows + lane_index() % 32;
-    constexpr bool sums_dk = part != Part::dv, sums_dv = part != Part::dk;
-    const KeyFragment<format, depth> k(key_rows(attention, place, attention.k, attention.key_rows), key),
+    const FragmentUpTo<format, depth, 128> k(key_rows(attention, place, attention.k, attention.key_rows), key),
         v(key_rows(attention, place, attention.v, attention.key_rows), key);
     Sums dk[sums_dk ? H::kBlocks : 1] = {}, dv[sums_dv ? H::kBlocks : 1] = {};
     // The first query that sees any of these keys, down to a whole tile.
@@ -142,21 +154,52 @@ PYTRAIN_KERNEL attention_dkv_kernel(Attention attention, AttentionGradients grad
 
     for (std::int64_t member = 0; member < group; ++member) {
         place.head = place.kv_head * group + member;
-        const HeadRows queries = query_rows(attention, place), douts = out_rows(attention, place, gradients.dout);
-        for (std::int64_t query = from / kTileRows * kTileRows; query < attention.query_rows; query += kTileRows) {
-            barrier();
-            load_tile<format, depth>(queries, query, q_rows, q_columns);
-            load_tile<format, depth>(douts, query, dout_rows, dout_columns);
-            const std::int64_t mine = query + thread_index();
-            if (thread_index() < kTileRows && mine < attention.query_rows) {
-                lse[thread_index()] = attention.lse[statistic(attention, place, mine)] * kLog2E;
-                delta[thread_index()] = gradients.delta[statistic(attention, place, mine)];
-                begin[thread_index()] = first_key(attention, place, mine);
+        TileCarrier<format, depth> queries(query_rows(attention, place));
+        TileCarrier<format, depth, H::kAhead && !(H::kFull && depth == 128)> douts(
+            out_rows(attention, place, gradients.dout));
+        float next_lse = 0.0f, next_delta = 0.0f;
+        std::int32_t next_begin = 0;
+        const auto fetch = [&](std::int64_t at) {
+            if (at >= attention.query_rows) return;
+            queries.fetch(at);
+            douts.fetch(at);
+            const std::int64_t mine = least(at + thread_index() % kTileRows, attention.query_rows - 1);
+            next_lse = attention.lse[statistic(attention, place, mine)];
+            next_delta = gradients.delta[statistic(attention, place, mine)];
+            next_begin = first_key(attention, place, mine);
+        };
+        std::int64_t query = from / kTileRows * kTileRows;
+        const auto put_queries = [&] { queries.put(query, q_rows, sums_dk ? q_columns : nullptr); };
+        const auto put_douts = [&] {
+            douts.put(query, sums_dk || H::kFull ? dout_rows : nullptr, sums_dv ? dout_columns : nullptr);
+        };
+        fetch(query);
+        for (; query < attention.query_rows; query += kTileRows) {
+            barrier();  // the tile before has been read
+            if (!H::kOneRoom || sums_dv) put_queries();
+            if (!H::kOneRoom || sums_dk) put_douts();
+            if (thread_index() < kTileRows) {
+                lse[thread_index()] = next_lse * kLog2E;
+                delta[thread_index()] = next_delta;
+                begin[thread_index()] = next_begin;
             }
             barrier();
+            fetch(query + kTileRows);
+            keep_order();  // the loads have the whole of the products to arrive
+            Sums dweights = {};
+            if constexpr (sums_dk) dweights = rows_times_fragment<format, depth>(dout_rows, v);
+            if constexpr (H::kOneRoom && sums_dk) {
+                barrier();  // dout has been read
+                put_queries();
+                barrier();
+            }
             Sums weights = rows_times_fragment<format, depth>(q_rows, k);
-            Sums dweights = rows_times_fragment<format, depth>(dout_rows, v);
             weigh(attention, {lse, delta, begin}, query, key, weights, dweights);
+            if constexpr (H::kOneRoom && sums_dv) {
+                barrier();  // the queries have been read
+                put_douts();
+                barrier();
+            }
             if constexpr (sums_dv) add_columns_times_sums<format, depth>(dv, dout_rows, dout_columns, weights);
             if constexpr (sums_dk) add_columns_times_sums<format, depth>(dk, q_rows, q_columns, dweights);
         }
@@ -174,7 +217,7 @@ void launch_backward_depth(const Attention& attention, const AttentionGradients&
     const dim3 key_blocks(static_cast<unsigned>(ceil_div(attention.key_rows, kBlockRows)),
                           static_cast<unsigned>(attention.batch * attention.kv_heads));
     PYTRAIN_LAUNCH((attention_dq_kernel<format, depth>), query_blocks, queue, attention, gradients);
-    if constexpr (depth <= 160 || format == Format::fp32) {
+    if constexpr (depth <= 160 || (format == Format::fp32 && depth <= 208)) {
         PYTRAIN_LAUNCH((attention_dkv_kernel<format, depth, Part::both>), key_blocks, queue, attention, gradients);
     } else {
         PYTRAIN_LAUNCH((attention_dkv_kernel<format, depth, Part::dk>), key_blocks, queue, attention, gradients);

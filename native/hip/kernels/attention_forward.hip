@@ -39,10 +39,13 @@ PYTRAIN_INLINE void softmax_step(Sums& scores, Sums (&sums)[blocks], float& larg
 }
 
 template <Format format, int depth>
-PYTRAIN_KERNEL attention_forward_kernel(Attention attention) {
+PYTRAIN_KERNEL PYTRAIN_WAVES((format == Format::fp32 ? depth <= 64 : depth <= 160) ? 2 : 1)
+    attention_forward_kernel(Attention attention) {
     using H = Head<format, depth>;
     PYTRAIN_SHARED(Chunk, k_rows, H::kRowsChunks);
-    PYTRAIN_SHARED(Chunk, v_rows, H::kFull ? H::kRowsChunks : H::kColumnsChunks);  // 16-bit: transposed
+    constexpr int kValues = H::kOneRoom ? 1 : H::kFull ? H::kRowsChunks : H::kColumnsChunks;
+    PYTRAIN_SHARED(Chunk, v_tile, kValues);  // 16-bit: transposed
+    Chunk* const v_rows = H::kOneRoom ? k_rows : v_tile;
     PYTRAIN_SHARED(float, room, kThreads);
     const std::int64_t pair = block_row(), group = attention.heads / attention.kv_heads;
     const HeadPlace place{pair / attention.heads, pair % attention.heads, pair % attention.heads / group};
@@ -56,24 +59,42 @@ PYTRAIN_KERNEL attention_forward_kernel(Attention attention) {
     const std::int64_t last_query = least(block_query + kBlockRows, attention.query_rows) - 1;
     const std::int64_t block_end = attention.query_offset + last_query + 1;
 
-    const Fragment<format, depth> q(query_rows(attention, place), query);
-    const HeadRows keys = key_rows(attention, place, attention.k, block_end),
-                   values = key_rows(attention, place, attention.v, block_end);
+    const FragmentUpTo<format, depth, 208> q(query_rows(attention, place), query);
+    TileCarrier<format, depth> keys(key_rows(attention, place, attention.k, block_end));
+    // Of 160, a second wave on the SIMD is worth more.
+    TileCarrier<format, depth, H::kAhead && depth != 160> values(key_rows(attention, place, attention.v, block_end));
     const float scale = score_scale(attention) * kLog2E;
     Sums sums[H::kBlocks] = {};
     float largest = -INFINITY, denominator = 0.0f;
 
     const std::int64_t wave_end = attention.query_offset + least(wave_query + kTileRows, attention.query_rows);
     std::int64_t key = least_first_key(attention, place, block_query, room) / kTileRows * kTileRows;
+    const auto fetch = [&](std::int64_t at) {
+        if (at >= block_end) return;
+        keys.fetch(at);
+        values.fetch(at);
+    };
+    const auto put_values = [&] { values.put(key, H::kFull ? v_rows : nullptr, v_rows); };
+    fetch(key);
     for (; key < block_end; key += kTileRows) {
         barrier();  // the tile before has been read
-        load_tile<format, depth>(keys, key, k_rows, nullptr);
-        load_tile<format, depth>(values, key, H::kFull ? v_rows : nullptr, v_rows);
+        keys.put(key, k_rows, nullptr);
+        if (!H::kOneRoom) put_values();
         barrier();
-        if (wave_query >= attention.query_rows || key >= wave_end) continue;  // the whole wave sees none of it
-        Sums scores = rows_times_fragment<format, depth>(k_rows, q);
-        softmax_step(scores, sums, largest, denominator, scale, key, begin, end);
-        add_columns_times_sums<format, depth>(sums, v_rows, v_rows, scores);
+        fetch(key + kTileRows);
+        keep_order();  // the loads have the whole of the products to arrive
+        const bool sees = wave_query < attention.query_rows && key < wave_end;  // the same in the whole wave
+        Sums scores = {};
+        if (sees) {
+            scores = rows_times_fragment<format, depth>(k_rows, q);
+            softmax_step(scores, sums, largest, denominator, scale, key, begin, end);
+        }
+        if constexpr (H::kOneRoom) {
+            barrier();  // the keys have been read
+            put_values();
+            barrier();
+        }
+        if (sees) add_columns_times_sums<format, depth>(sums, v_rows, v_rows, scores);
     }
     if (wave_query >= attention.query_rows) return;
     denominator += shuffle_xor(denominator, 32);  // each half has summed its own keys

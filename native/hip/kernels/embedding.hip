@@ -29,6 +29,7 @@ PYTRAIN_KERNEL embed_forward_kernel(Embed embed, Tensor out, Tensor table, Tenso
 PYTRAIN_KERNEL embed_backward_kernel(const std::int32_t* indices, std::int64_t rows, std::int64_t hidden,
                                      std::int64_t begin, std::int64_t end, Tensor gradient, Tensor dout) {
     PYTRAIN_SHARED(std::int32_t, room, kThreads);
+    PYTRAIN_SHARED(std::int32_t, equal, kThreads);
     const std::int64_t row = block_index();
     const std::int32_t wanted = indices[row];
     if (wanted < begin || wanted >= end) return;
@@ -42,11 +43,11 @@ PYTRAIN_KERNEL embed_backward_kernel(const std::int32_t* indices, std::int64_t r
         float sum = inside ? load(gradient, target + mine) : 0.0f;
         for (std::int64_t first = row; first < rows; first += kThreads) {
             const std::int64_t other = first + thread_index();
-            room[thread_index()] = other < rows && indices[other] == wanted;
+            equal[thread_index()] = other < rows && indices[other] == wanted;
             barrier();
             const int n = static_cast<int>(least(kThreads, rows - first));
             for (int i = 0; i < n; ++i)
-                if (room[i] != 0 && inside) sum += load(dout, (first + i) * hidden + mine);
+                if (equal[i] != 0 && inside) sum += load(dout, (first + i) * hidden + mine);
             barrier();
         }
         if (inside) store(gradient, target + mine, sum);

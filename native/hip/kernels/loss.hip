@@ -12,7 +12,7 @@ constexpr std::int64_t kBlockStride = std::int64_t{kThreads} * kOctet;
 // back through the sum.
 PYTRAIN_KERNEL head_statistics_kernel(float* statistics, Tensor logits, const std::int32_t* targets, std::int64_t width,
                                       std::int64_t vocabulary_begin) {
-    PYTRAIN_SHARED(float, room, kThreads);
+    PYTRAIN_SHARED(float, room, 2 * kThreads);
     const std::int64_t row = block_index(), first = row * width;
     float largest = -INFINITY;
     for (std::int64_t column = thread_index() * kOctet; column < width; column += kBlockStride) {
@@ -29,7 +29,7 @@ PYTRAIN_KERNEL head_statistics_kernel(float* statistics, Tensor logits, const st
         for (int j = 0; j < kOctet; ++j)
             if (j < width - column) sum += expf(octet.value[j] - largest);
     }
-    sum = block_sum(sum, room);
+    sum = block_sum(sum, room + kThreads);
     if (thread_index() != 0) return;
     const std::int64_t target = targets[row] - vocabulary_begin;
     const bool here = targets[row] != kIgnored && target >= 0 && target < width;
@@ -42,7 +42,7 @@ PYTRAIN_KERNEL head_statistics_kernel(float* statistics, Tensor logits, const st
 // One block for all rows: a thread takes every 256th row, then the threads' float64 sums are added as a tree.
 PYTRAIN_KERNEL loss_forward_kernel(StepScalars* scalars, float* lse, const float* statistics, std::int64_t slices,
                                    const std::int32_t* targets, std::int64_t rows) {
-    PYTRAIN_SHARED(double, room, kThreads);
+    PYTRAIN_SHARED(double, room, 2 * kThreads);
     double loss = 0.0, count = 0.0;
     for (std::int64_t row = thread_index(); row < rows; row += kThreads) {
         double largest = -INFINITY;
@@ -61,7 +61,7 @@ PYTRAIN_KERNEL loss_forward_kernel(StepScalars* scalars, float* lse, const float
         count += 1.0;
     }
     loss = block_sum(loss, room);
-    count = block_sum(count, room);
+    count = block_sum(count, room + kThreads);
     if (thread_index() != 0) return;
     scalars->loss_sum += loss;
     scalars->target_count += count;

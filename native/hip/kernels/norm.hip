@@ -117,7 +117,7 @@ PYTRAIN_KERNEL norm_backward_kernel(Norm norm, Tensor dx, Tensor dy) {
 }
 
 // One chunk of rows, one block of columns: what kRowLanes rows at a time add up to, lane by lane, then over the lanes
-// in order. `term(row, column)` gives what is summed.
+// in order. `term(row, column)` gives what is summed; `room` is of this call alone.
 template <class Term>
 PYTRAIN_INLINE float column_sum(std::int64_t begin, std::int64_t end, std::int64_t column, bool inside, float* room,
                                 Term term) {
@@ -129,12 +129,11 @@ PYTRAIN_INLINE float column_sum(std::int64_t begin, std::int64_t end, std::int64
     barrier();
     float total = 0.0f;
     for (int i = 0; i < kRowLanes; ++i) total += room[i * kColumns + lane_column];
-    barrier();
     return total;
 }
 
 PYTRAIN_KERNEL norm_sums_kernel(Norm norm, Tensor dy, float* partials, std::int64_t step) {
-    PYTRAIN_SHARED(float, room, kThreads);
+    PYTRAIN_SHARED(float, room, 2 * kThreads);
     const std::int64_t column = block_index() * kColumns + thread_index() % kColumns, chunk = block_row();
     const std::int64_t begin = chunk * step, end = least(norm.rows, begin + step), width = norm.width;
     const bool centered = norm.kind == NormKind::layernorm, inside = column < width;
@@ -142,7 +141,7 @@ PYTRAIN_KERNEL norm_sums_kernel(Norm norm, Tensor dy, float* partials, std::int6
         const float h = (load(norm.x, row * width + at) - (centered ? norm.mean[row] : 0.0f)) * norm.rstd[row];
         return load(dy, row * width + at) * h;
     });
-    const float bias = column_sum(begin, end, column, inside && centered, room,
+    const float bias = column_sum(begin, end, column, inside && centered, room + kThreads,
                                   [&](std::int64_t row, std::int64_t at) { return load(dy, row * width + at); });
     if (!inside || thread_index() >= kColumns) return;
     partials[(chunk * 2) * width + column] = weight;

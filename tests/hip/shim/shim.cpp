@@ -10,6 +10,7 @@
 #include <memory>
 #include <random>
 #include <set>
+#include <tuple>
 
 #include "core/half.h"
 #include "shim/streams.h"
@@ -62,6 +63,10 @@ struct Machine {
     std::mt19937_64 random{0};
     Counts counts{};
     std::set<const void*> launched;
+    const void* kernel = nullptr;
+    std::set<std::tuple<const void*, const char*, int>> barriers;
+    Fault fault;
+    bool fault_here = false;  // in the kernel that runs
     bool failed = false;
 };
 
@@ -170,9 +175,16 @@ bool run_block(Machine& m) {
     return m.used <= kSharedBytes;
 }
 
+std::string symbol_of(const void* kernel) {
+    Dl_info where{};
+    return dladdr(kernel, &where) != 0 && where.dli_sname != nullptr ? where.dli_sname : "";
+}
+
 void run_grid(const void* kernel, dim3 blocks, int threads, const std::function<void()>& body) {
     Machine& m = machine();
     m.launched.insert(kernel);
+    m.kernel = kernel;
+    m.fault_here = m.fault.kind != Fault::Kind::none && symbol_of(kernel).find(m.fault.kernel) != std::string::npos;
     ++m.counts.launches;
     m.variables.clear();
     m.used = 0;
@@ -212,7 +224,12 @@ void check_alignment(const void* address) {
     if (reinterpret_cast<std::uintptr_t>(address) % 16 != 0) machine().failed = true;
 }
 
-void barrier(int line) { wait(State::barrier, line); }
+void barrier(const char* file, int line) {
+    Machine& m = machine();
+    if (thread_of_block.x == 0) m.barriers.emplace(m.kernel, file, line);
+    if (m.fault_here && m.fault.kind == Fault::Kind::barrier && m.fault.line == line && m.fault.file == file) return;
+    wait(State::barrier, line);
+}
 
 float shuffle_xor(float value, int mask, int line) {
     struct Operand {
@@ -249,10 +266,12 @@ struct Product {
                 right[depth * (lane / 32) + i][lane % 32] = operand->b[i];
             }
         }
+        const bool exchanged = machine().fault_here && machine().fault.kind == Fault::Kind::rows;
         for (int row = 0; row < 32; ++row) {
+            const int source = exchanged && (row == 4 || row == 5) ? 9 - row : row;
             float result[32] = {};
             for (int k = 0; k < 2 * depth; ++k)
-                for (int column = 0; column < 32; ++column) result[column] += left[row][k] * right[k][column];
+                for (int column = 0; column < 32; ++column) result[column] += left[source][k] * right[k][column];
             for (int column = 0; column < 32; ++column) {
                 auto* const operand = static_cast<Product*>(operands[row / 4 % 2 * 32 + column]);
                 operand->sums[row / 8 * 4 + row % 4] += result[column];
@@ -292,13 +311,20 @@ void set_order(Order order, std::uint64_t seed) {
 
 Counts counts() { return machine().counts; }
 
+void set_fault(const Fault& fault) { machine().fault = fault; }
+
 std::vector<std::string> launched_kernels() {
     std::vector<std::string> names;
-    for (const void* kernel : machine().launched) {
-        Dl_info where{};
-        if (dladdr(kernel, &where) != 0 && where.dli_sname != nullptr) names.emplace_back(where.dli_sname);
-    }
+    for (const void* kernel : machine().launched)
+        if (std::string symbol = symbol_of(kernel); !symbol.empty()) names.push_back(std::move(symbol));
     return names;
+}
+
+std::vector<BarrierSite> barriers_reached() {
+    std::vector<BarrierSite> sites;
+    for (const auto& [kernel, file, line] : machine().barriers)
+        if (std::string symbol = symbol_of(kernel); !symbol.empty()) sites.push_back({std::move(symbol), file, line});
+    return sites;
 }
 
 }  // namespace pytrain::shim

@@ -30,7 +30,7 @@ typedef float Sums __attribute__((vector_size(64)));
 
 void* shared(const char* file, int line, std::size_t bytes);
 void check_alignment(const void* address);  // of a 16-byte access; a wrong one ends the launch as failed
-void barrier(int line);
+void barrier(const char* file, int line);
 float shuffle_xor(float value, int mask, int line);
 Sums mfma_32x32x8(const std::uint16_t* a, const std::uint16_t* b, Sums sums, bool bf16, int line);
 Sums mfma_32x32x2_fp32(float a, float b, Sums sums, int line);
@@ -46,6 +46,24 @@ enum class Order { ascending, descending, shuffled };
 void set_order(Order order, std::uint64_t seed);
 Counts counts();
 std::vector<std::string> launched_kernels();  // symbols, mangled
+
+// A mistake that tests ask for, in the kernels whose symbol has `kernel` in it: a barrier that is not there, or two rows
+// of a matrix product's result that have changed places.
+struct Fault {
+    enum class Kind { none, barrier, rows } kind = Kind::none;
+    std::string kernel;
+    std::string file;  // of the barrier
+    int line = 0;
+};
+void set_fault(const Fault& fault);
+
+// Barriers that were reached since the beginning.
+struct BarrierSite {
+    std::string kernel;  // symbol, mangled
+    std::string file;
+    int line;
+};
+std::vector<BarrierSite> barriers_reached();
 
 }  // namespace pytrain::shim
 
