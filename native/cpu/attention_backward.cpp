@@ -6,7 +6,8 @@
 //
 // By heads: one task per sequence and kv head walks over its tiles of keys and, for each, over its tiles of queries.
 // Weights are computed once, five products; but dq of the whole sequence is summed in fp32 beside (in the workspace
-// that products have anyway), and there are no more tasks than heads. So this is for many heads and few threads.
+// that products have anyway, for the heads under way), and there are no more tasks than heads. So this is for many
+// heads and few threads.
 //
 // In both, every element has one writer and one order of addition: tiles of keys begin at multiples of key_rows, tiles
 // of queries at multiples of their size, and both ascend.
