@@ -80,7 +80,7 @@ def test_twenty_steps_against_float64(name: str) -> None:
     }
     worst = max(errors, key=errors.__getitem__)
     print(f"largest difference: {errors[worst]:.3g} of the update, {worst}; {clipped} steps clipped")
-    # An element whose gradient is all but zero moves by its rounding: 6.4e-5 was the most seen, 1e-5 with other seeds.
+    # An element whose gradient is all but zero moves by its rounding: 6.4e-5 was the most seen, 1e-5 otherwise.
     assert errors[worst] < 2e-4, worst
 
 
