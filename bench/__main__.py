@@ -129,6 +129,7 @@ def command(only: tuple[str, ...], out: Path | None) -> None:
         except OSError as error:
             raise UserError(f"{folder} cannot be made: {error.strerror}") from None
         lines, failed = [], []
+        found: list[str] = []
         for name in only or SHORT:
             reason = cannot_run(name)
             if reason is not None:
@@ -144,10 +145,9 @@ def command(only: tuple[str, ...], out: Path | None) -> None:
                 failed.append(name)
                 lines.append(f"{name:<12} {seconds:>6.0f} s  failed with status {status}")
             else:
+                found.append(str(path))
                 lines.append(f"{name:<12} {seconds:>6.0f} s  {SHORT[name].line(_record.read(path))}")
-        if out is not None and any(folder.glob("*.json")):
-            files = [folder / f"{name}.json" for name in only or SHORT if name not in failed]
-            found = [str(path) for path in files if path.exists()]
+        if out is not None and found:
             report = [sys.executable, "-m", f"{__package__}.report", *found, "--out", str(out / "report.html")]
             subprocess.run(report, check=True)
     print("=== all", *lines, sep="\n", flush=True)

@@ -95,6 +95,15 @@ def test_another_order_of_ranks_changes_nothing(tmp_path: Path) -> None:
     judge(result)
 
 
+def test_steps_of_one_micro_batch(tmp_path: Path) -> None:
+    """Gradients then lie where activations were, and travel from there while backward goes on."""
+    cases = [case_of((8, 1, 1), shape, zero, "1f1b", "none") for shape in ("gpt2", "llama tied") for zero in (0, 1)]
+    (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    check_ranks(8, "tests.parallel.grid_worker", str(tmp_path / "cases.json"), str(tmp_path / "results.json"))
+    for result in json.loads((tmp_path / "results.json").read_text(encoding="utf-8")):
+        judge(result)
+
+
 def test_gradients_that_travel_as_bf16(tmp_path: Path) -> None:
     """Half the bytes; the sum is rounded once after each replica's part was: 2^-8 relative, and not less."""
     cases = [case_of((2, 1, 1), "llama", zero, "1f1b", "none") for zero in range(4)]
