@@ -45,6 +45,8 @@ class Cpu:
     table: str
     decode: int
     vector_pipes: int
+    bf16: bool = False
+    """Whether it has BFMMLA, and so the table's products of bf16."""
 
 
 CPUS = {
@@ -52,8 +54,8 @@ CPUS = {
     for cpu in (
         Cpu("a64fx", "sve", 4, 2),
         Cpu("neoverse-n1", "neon", 4, 2),
-        Cpu("neoverse-v1", "sve", 8, 2),  # 256-bit vectors: two of its four pipes at a time
-        Cpu("neoverse-v2", "sve", 8, 4),
+        Cpu("neoverse-v1", "sve", 8, 2, True),  # 256-bit vectors: two of its four pipes at a time
+        Cpu("neoverse-v2", "sve", 8, 4, True),
     )
 }
 
@@ -68,6 +70,14 @@ class Kernel:
     tables: tuple[str, ...] = ("neon", "sve")
     chained: bool = False
     """Whether `steps` are one round of the loop around the inner one, which begins and flushes a chain."""
+    bf16: bool = False
+    """Whether it is of the table that adds products of bf16: its multiply-adds are BFMMLA, each worth four."""
+
+    def table_on(self, cpu: Cpu) -> str:
+        """The table it is taken from; none ("") where the core lacks it."""
+        if cpu.table not in self.tables or (self.bf16 and not cpu.bf16):
+            return ""
+        return f"{cpu.table}_bf16" if self.bf16 else cpu.table
 
 
 KERNELS = (
@@ -77,7 +87,11 @@ KERNELS = (
     Kernel("attention scores, head size 144", "matmul_tile", 144),
     Kernel("attention values, 128 keys", "matmul_tile", 128),
     Kernel("fp16 chain of 64 with its flush", "matmul_tile_chains", 64, ("sve",), True),
+    Kernel("bf16 matmul_tile", "matmul_tile", bf16=True),
+    Kernel("bf16 attention scores, head size 128", "matmul_tile", 128 // 4, bf16=True),
+    Kernel("bf16 attention values, 120 keys", "matmul_tile", 120 // 4, bf16=True),
     Kernel("peak_flops", "peak_flops"),
+    Kernel("bf16 peak_flops", "peak_flops", bf16=True),
     Kernel("adamw", "adamw_row"),
     Kernel("gelu_forward", "gelu_forward_row"),
     Kernel("exp_sum", "exp_sum_row"),
@@ -106,7 +120,7 @@ class Instruction:
     @property
     def is_multiply_add(self) -> bool:
         """Whether it is a fused multiply-add on vectors."""
-        return re.match(r"(fmla|fmls|fmad|fmsb|fnmls|fnmla|fnmad|fnmsb)\b.*[zv]\d", self.text) is not None
+        return re.match(r"(fmla|fmls|fmad|fmsb|fnmls|fnmla|fnmad|fnmsb|bfmmla)\b.*[zv]\d", self.text) is not None
 
     @property
     def multiplies(self) -> bool:
@@ -254,7 +268,7 @@ def cycles_of(cpu: Cpu, code: list[Instruction], iterations: int) -> tuple[float
 
 def examine(cpu: Cpu, kernel: Kernel, functions: dict[str, list[Instruction]]) -> Result:
     """One kernel on one core."""
-    body = find_function(functions, cpu.table, kernel.function)
+    body = find_function(functions, kernel.table_on(cpu), kernel.function)
     first, last = inner_loop(body)
     loop = body[first : last + 1]
     cycles, bound = cycles_of(cpu, loop, ITERATIONS)
@@ -279,8 +293,10 @@ def results(cpus: list[str], binary: Path | None = None) -> list[Result]:
     with tempfile.TemporaryDirectory() as folder:
         for name in cpus:
             cpu = CPUS[name]
-            functions = disassemble(binary or compile_table(cpu.table, Path(folder)))
-            found += [examine(cpu, kernel, functions) for kernel in KERNELS if cpu.table in kernel.tables]
+            kernels = [kernel for kernel in KERNELS if kernel.table_on(cpu)]
+            tables = {kernel.table_on(cpu) for kernel in kernels}
+            functions = {table: disassemble(binary or compile_table(table, Path(folder))) for table in tables}
+            found += [examine(cpu, kernel, functions[kernel.table_on(cpu)]) for kernel in kernels]
     return found
 
 
@@ -291,11 +307,11 @@ def results(cpus: list[str], binary: Path | None = None) -> list[Result]:
 def command(cpus: tuple[str, ...], binary: Path | None, output: Path | None) -> None:
     """Model the inner loops of the Arm kernels."""
     found = results(list(cpus or CPUS), binary)
-    print(f"{'core':<12} {'kernel':<32} {'cycles':>9} {'FMLA/cycle':>11} {'of':>3}  bound")
+    print(f"{'core':<12} {'kernel':<36} {'cycles':>9} {'FMLA/cycle':>11} {'of':>3}  bound")
     for result in found:
         pipes = CPUS[result.cpu].vector_pipes
         print(
-            f"{result.cpu:<12} {result.kernel:<32} {result.cycles:>9.1f} {result.fmla_per_cycle:>11.2f} "
+            f"{result.cpu:<12} {result.kernel:<36} {result.cycles:>9.1f} {result.fmla_per_cycle:>11.2f} "
             f"{pipes:>3}  {result.bound}"
         )
     if output is not None:

@@ -153,7 +153,7 @@ def vectors() -> str:
     if not features["vector_bits"]:
         return "of fixed length (no SVE)"
     known = " (A64FX)" if features["a64fx"] else ""
-    bf16 = "with" if features["arm_bf16"] else "without"
+    bf16 = "with" if features["sve_bf16"] else "without"
     lines = f"cache lines of {features['cache_line']} bytes"
     return f"SVE of {features['vector_bits']} bits{known}, {bf16} bf16 products; {lines}"
 

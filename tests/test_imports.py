@@ -143,9 +143,9 @@ INCLUDES = {
     "model": {"core", "model", "device.h"},
     "bindings": {"bindings", "build_information.h", "core", "cpu", "device.h", "hip", "model"},
 }
-ISAS = ("scalar", "avx2", "avx512", "avx512_bf16", "neon", "sve")
+ISAS = ("scalar", "avx2", "avx512", "avx512_bf16", "neon", "neon_bf16", "sve", "sve_bf16")
 # An instruction set that starts from another's table may use its files: it has all of its instructions.
-EXTENDED = {"avx512_bf16": "avx512"}
+EXTENDED = {"avx512_bf16": "avx512", "neon_bf16": "neon", "sve_bf16": "sve"}
 # An inline template of the standard library would leave an object file built for one instruction set as a
 # weak symbol, which the linker may keep for every CPU: only headers without templates.
 ISA_SYSTEM_HEADERS = {

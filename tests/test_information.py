@@ -111,7 +111,7 @@ def test_core_groups_are_numa_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_vectors(
     monkeypatch: pytest.MonkeyPatch, bits: int, a64fx: bool, bf16: bool, line: int, expected: str
 ) -> None:
-    features = {"vector_bits": bits, "a64fx": a64fx, "arm_bf16": bf16, "cache_line": line}
+    features = {"vector_bits": bits, "a64fx": a64fx, "sve_bf16": bf16, "cache_line": line}
     native = ModuleType("pytrain._native")
     native.Error = ValueError  # type: ignore[attr-defined]
     native.information = dict  # type: ignore[attr-defined]

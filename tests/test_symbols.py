@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ARM = ("neon", "sve")
+ARM = ("neon", "neon_bf16", "sve", "sve_bf16")
 CROSS = {True: "aarch64-linux-gnu-", False: "x86_64-linux-gnu-"}
 """Where the tools for the other architecture are, as Debian names them: for Arm, and not."""
 # What the compiler itself may call for a loop, a square root or its own checks.
@@ -73,7 +73,7 @@ def symbols(isa: str, level: str, folder: Path) -> list[tuple[str, str]]:
 
 
 def test_cmake_declares_the_instruction_sets() -> None:
-    assert {"avx2", "avx512", "neon", "sve"} <= set(FLAGS)
+    assert {"avx2", "avx512", *ARM} <= set(FLAGS)
 
 
 @pytest.mark.parametrize("level", ["-O0", "-O3"])  # without optimisation nothing is inlined away

@@ -359,7 +359,8 @@ py::dict features() {
     result["avx512_bf16"] = found.avx512_bf16;
     result["neon"] = found.neon;
     result["sve"] = found.sve;
-    result["arm_bf16"] = found.arm_bf16;
+    result["neon_bf16"] = found.neon_bf16;
+    result["sve_bf16"] = found.sve_bf16;
     result["a64fx"] = found.a64fx;
     result["vector_bits"] = found.vector_bits;
     result["l1_data"] = found.l1_data;
@@ -376,6 +377,7 @@ py::dict block_sizes(const std::string& isa, const std::string& dtype) {
     const cpu::Products products = cpu::kernels_of(isa).products(type, type);
     py::dict sizes;
     sizes["word_depth"] = products.word_depth;
+    sizes["step_words"] = products.step_words;
     sizes["tile_rows"] = products.tile_rows;
     sizes["tile_columns"] = products.tile_columns;
     sizes["block_rows"] = products.block_rows;

@@ -225,7 +225,7 @@ struct Pass {
                   head, row / tiles.panel_rows, query + row, std::min(tiles.panel_rows, queries - row), key, keys);
         for (int64_t row = 0; row < keys; row += tiles.panel_rows) {
             const int64_t rows = std::min(tiles.panel_rows, keys - row);
-            const int64_t first = first_seer(key + row) / tiles.products.word_depth * tiles.products.word_depth;
+            const int64_t first = first_seer(key + row) / tiles.products.step_depth() * tiles.products.step_depth();
             add_transposed(scratch.dv + row * tiles.padded, scratch, scratch.score.weights + row, rows, first, queries,
                            scratch.dout_columns);
             add_transposed(scratch.dk + row * tiles.padded, scratch, scratch.score.dscores + row, rows, first, queries,

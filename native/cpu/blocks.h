@@ -18,6 +18,7 @@ namespace pytrain::cpu {
 // panels of a half of that. Another quarter is for c and what comes next. From 2 and 4 tiles on, at most 16 and 12 of
 // them, so that there are tasks for every core. A64FX: 8 MiB / 12 cores, 1 KiB a vector: 160 columns, 84 rows.
 //
+// Products of bf16 and chains of fp16 have as many words in a panel, each of two elements of k, by their own tiles.
 // Of the three only block_depth touches the order of addition. Where the system does not say how large its caches are,
 // the microkernel's own sizes stay.
 void fit_blocks(Kernels* kernels, const Features& features);

@@ -66,7 +66,8 @@ void detect_instructions(Features& features) {
     const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
     features.neon = (first & kHwcapAsimd) != 0;
     features.sve = (first & kHwcapSve) != 0;
-    features.arm_bf16 = (second & kHwcap2Bf16) != 0 && (!features.sve || (second & kHwcap2SveBf16) != 0);
+    features.neon_bf16 = features.neon && (second & kHwcap2Bf16) != 0;
+    features.sve_bf16 = features.neon_bf16 && features.sve && (second & kHwcap2SveBf16) != 0;
     if (features.sve) {
         constexpr int kGetVectorLength = 51, kLengthBytes = 0xffff;  // PR_SVE_GET_VL, PR_SVE_VL_LEN_MASK
         const int length = prctl(kGetVectorLength, 0, 0, 0, 0);

@@ -12,9 +12,10 @@ struct Features {
     // aarch64; false elsewhere
     bool neon = false;
     bool sve = false;
-    bool arm_bf16 = false;  // BFDOT and BFMMLA, in NEON and, where there is SVE, in it
-    bool a64fx = false;     // by its identification register
-    int vector_bits = 0;    // of an SVE register, as this process sees it; 0 without SVE
+    bool neon_bf16 = false;  // BFMMLA and BFCVT in NEON
+    bool sve_bf16 = false;   // and in SVE
+    bool a64fx = false;      // by its identification register
+    int vector_bits = 0;     // of an SVE register, as this process sees it; 0 without SVE
     // bytes of one core's caches and of the last level; 0 where the system does not say
     std::size_t l1_data = 0;
     std::size_t l2 = 0;

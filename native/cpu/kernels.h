@@ -17,15 +17,18 @@ struct AdamWRow {
     float eps, step_size, correction2, decay, gradient_factor;
 };
 
-// Products from packed panels of 32-bit words: tiles, cache blocks, packing. A panel of width w holds, for each step of
-// `word_depth` elements of k, a word of each of its w vectors: one float, or a pair of bf16 whose earlier one is in the
-// lower half, padded with zeros. (float* is how a word's address is written, whatever the word holds.)
+// Products from packed panels of 32-bit words: tiles, cache blocks, packing. A word is one float, or a pair of bf16
+// whose earlier one is in the lower half: `word_depth` elements of k. A panel of width w holds, for each step along k,
+// `step_words` neighbouring words of each of its w vectors, side by side, padded with zeros. So element p of k, the
+// first of a step, begins words(p) * w words after the panel does. (float* is how a word's address is written, whatever
+// the word holds.)
 struct Products {
     std::int64_t word_depth;
+    std::int64_t step_words;
     std::int64_t tile_rows, tile_columns;
-    std::int64_t block_rows, block_depth, block_columns;  // block_depth counts elements of k, a multiple of word_depth
-    // c (tile_rows, tile_columns) = a * b, or += with accumulate, from `words` steps. One fp32 accumulator per element,
-    // k ascending.
+    std::int64_t block_rows, block_depth, block_columns;  // block_depth: elements of k, whole steps
+    // c (tile_rows, tile_columns) = a * b, or += with accumulate, from `words` words of each vector, whole steps. One
+    // fp32 accumulator per element, k ascending.
     void (*matmul_tile)(std::int64_t words, const float* a, const float* b, float* c, std::int64_t ldc,
                         bool accumulate);
     // One panel, from k elements of `width` <= panel_width vectors; see below. fp32 sources are rounded where a word
@@ -36,7 +39,9 @@ struct Products {
                                  std::int64_t panel_width);
     double (*peak_flops)(std::int64_t repeats, float* sink);
 
-    std::int64_t words(std::int64_t k) const { return (k + word_depth - 1) / word_depth; }
+    std::int64_t step_depth() const { return word_depth * step_words; }
+    // Of a vector of k elements, padding included.
+    std::int64_t words(std::int64_t k) const { return (k + step_depth() - 1) / step_depth() * step_words; }
 };
 
 struct Kernels {
@@ -120,8 +125,8 @@ struct Kernels {
     // How operands of these types are multiplied.
     Products products(DType a, DType b) const {
         if (a == DType::bf16 && b == DType::bf16 && bf16.matmul_tile != nullptr) return bf16;
-        Products widened{1,           tile_rows, tile_columns, block_rows, block_depth, block_columns,
-                         matmul_tile, {},        {},           peak_flops};
+        Products widened{1,           1,  tile_rows, tile_columns, block_rows, block_depth, block_columns,
+                         matmul_tile, {}, {},        peak_flops};
         for (int type = 0; type < kDTypes; ++type) {
             widened.pack_along[type] = pack_along[type];
             widened.pack_across[type] = pack_across[type];
@@ -152,6 +157,12 @@ void fill_neon(Kernels*);
 #endif
 #ifdef PYTRAIN_BUILD_SVE
 void fill_sve(Kernels*);
+#endif
+#ifdef PYTRAIN_BUILD_NEON_BF16
+void fill_neon_bf16(Kernels*);  // over the table of neon
+#endif
+#ifdef PYTRAIN_BUILD_SVE_BF16
+void fill_sve_bf16(Kernels*);  // over the table of sve
 #endif
 
 }  // namespace pytrain::cpu

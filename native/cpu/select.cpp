@@ -40,6 +40,24 @@ constexpr auto kFillSve = fill_sve;
 #else
 constexpr void (*kFillSve)(Kernels*) = nullptr;
 #endif
+#if defined(PYTRAIN_BUILD_NEON) && defined(PYTRAIN_BUILD_NEON_BF16)
+void fill_both_neon(Kernels* kernels) {
+    fill_neon(kernels);
+    fill_neon_bf16(kernels);
+}
+constexpr auto kFillNeonBf16 = fill_both_neon;
+#else
+constexpr void (*kFillNeonBf16)(Kernels*) = nullptr;
+#endif
+#if defined(PYTRAIN_BUILD_SVE) && defined(PYTRAIN_BUILD_SVE_BF16)
+void fill_both_sve(Kernels* kernels) {
+    fill_sve(kernels);
+    fill_sve_bf16(kernels);
+}
+constexpr auto kFillSveBf16 = fill_both_sve;
+#else
+constexpr void (*kFillSveBf16)(Kernels*) = nullptr;
+#endif
 #endif
 
 std::string available_names(const std::vector<Isa>& isas) {
@@ -89,7 +107,9 @@ std::vector<Isa> list_isas(const Features& features) {
     isas.push_back({"avx512", "AVX-512 (F, BW, VL, DQ)", kFillAvx512, features.avx512});
     isas.push_back({"avx2", "AVX2, FMA and F16C", kFillAvx2, features.avx2});
 #elif defined(__aarch64__)
+    isas.push_back({"sve_bf16", "SVE with bf16", kFillSveBf16, features.sve_bf16, true});
     isas.push_back({"sve", "SVE", kFillSve, features.sve, true});
+    isas.push_back({"neon_bf16", "NEON (ASIMD) with bf16", kFillNeonBf16, features.neon_bf16, true});
     isas.push_back({"neon", "NEON (ASIMD)", kFillNeon, features.neon, true});
 #else
     static_cast<void>(features);

@@ -20,7 +20,7 @@ class Machine:
     folder: Path
 
     def python(self, cpu: str) -> Path:
-        """The Python that runs on this CPU: sve128 to sve2048, a64fx or neoverse-n1."""
+        """The Python that runs on this CPU: sve128 to sve2048, a64fx, neoverse-n1 or neon-bf16."""
         return self.folder / "bin" / f"python-{cpu}"
 
     def module(self) -> Path:

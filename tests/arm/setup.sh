@@ -82,6 +82,7 @@ pythons() {
     for bits in 128 256 512 1024 2048; do python_on "sve$bits" "max,sve-default-vector-length=$((bits / 8))"; done
     python_on a64fx a64fx
     python_on neoverse-n1 neoverse-n1
+    python_on neon-bf16 max,sve=off
     local mpiexec
     mpiexec=$(command -v mpiexec) || { echo "there is no mpiexec on the path: pip install mpich"; return 1; }
     printf '#!/bin/sh\nexec %s "$@"\n' "$mpiexec" >"$folder/bin/mpiexec"

@@ -1,4 +1,4 @@
-"""Products of two bf16 operands: by dot products of pairs where the instruction set has them, widened elsewhere.
+"""Products of two bf16 operands: by instructions for them where the instruction set has any, widened elsewhere.
 
 The reference multiplies the rounded operands in float64. Every table is held to the same bounds, so that a bf16 run
 means the same on each.
@@ -18,8 +18,9 @@ from tests.reference_ops import gelu_forward
 
 ISAS: list[str] = kernels.tables()
 PAIRED = [isa for isa in ISAS if kernels.block_sizes(isa, "bf16")["word_depth"] == 2]
+"""Whose panels hold bf16: a word is a pair. AVX-512 takes one at a step, BFMMLA two."""
 TRANSPOSES = list(itertools.product([False, True], repeat=2))
-# Around a tile, odd and even depths, a word and a vector of words, one block of k and two.
+# Around a tile, odd and even depths, a word, a step of two and a vector of words, one block of k and two.
 SIZES = [
     (1, 1, 1), (0, 5, 3), (5, 0, 3), (4, 5, 0), (3, 16, 2), (7, 17, 3), (14, 32, 32), (15, 33, 33), (13, 31, 31),
     (33, 8, 63), (29, 200, 65), (48, 96, 1023), (30, 40, 1024), (31, 70, 1025), (17, 35, 2500),
@@ -134,19 +135,20 @@ def test_extremes(isa: str) -> None:
 def test_packing_of_pairs(isa: str, source_type: str, along: bool) -> None:
     """Neighbours in k side by side, rounded to nearest even, zeros as padding, nothing beside the panel."""
     device = CpuDevice(isa, 1)
+    side = kernels.block_sizes(isa, "bf16")["step_words"]
     for width, panel_width in [(1, 1), (3, 5), (14, 14), (9, 14), (16, 16), (20, 24), (32, 32), (31, 32), (17, 40)]:
-        for k in (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 65, 101):
+        for k in (1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 63, 65, 101):
             shape = (width, k) if along else (k, width)
             source = strided(stored(random(*shape, seed=26), source_type), 2)
-            words = (k + 1) // 2
+            words = -(-k // (2 * side)) * side
             room = np.full((words + 2, panel_width), np.nan, np.float32)
             before = room.copy()
             device.pack(room[1:-1], source, along, pairs=True)
             vectors = np.zeros((2 * words, panel_width), np.uint16)
             rounded = exact(source).astype(ml_dtypes.bfloat16).view(np.uint16)
             vectors[:k, :width] = rounded.T if along else rounded
-            packed = np.ascontiguousarray(room[1:-1]).view(np.uint16).reshape(words, panel_width, 2)
-            expected = vectors.reshape(words, 2, panel_width).transpose(0, 2, 1)
+            packed = np.ascontiguousarray(room[1:-1]).view(np.uint16).reshape(-1, panel_width, 2 * side)
+            expected = vectors.reshape(-1, 2 * side, panel_width).transpose(0, 2, 1)
             assert np.array_equal(packed, expected), (width, panel_width, k)
             assert same_bits(room[[0, -1]], before[[0, -1]]), "wrote beside the panel"
 

@@ -11,6 +11,7 @@ void fill_avx512_bf16(Kernels* kernels) {
     kernels->name = "avx512_bf16";
     Products& products = kernels->bf16;
     products.word_depth = kWordDepth;
+    products.step_words = 1;
     products.tile_rows = kTileRows;
     products.tile_columns = kTileColumns;
     products.block_rows = kBlockRows;

@@ -30,6 +30,7 @@ void fill_products(Kernels* kernels) {
 void fill_chains(Kernels* kernels) {
     Products& products = kernels->fp16_chains;
     products.word_depth = kPair;
+    products.step_words = 1;
     products.tile_rows = kTileRows;
     products.tile_columns = kernels->tile_columns;
     products.block_rows = kBlockRows;
