@@ -11,15 +11,24 @@ pip install pytest hypothesis
 machine=$work/arm
 bash tests/arm/setup.sh "$machine"
 
+# Two jobs at a time, each a process that mostly runs on one core, the longest first: `job NAME command...`. Its output
+# is shown when it fails.
+job() {
+    while [ "$(jobs -rp | wc -l)" -ge 2 ]; do wait -n || true; done
+    local name=$1
+    shift
+    {
+        "$@" >"$work/arm_$name.txt" 2>&1 || { touch "$work/arm_failed"; cat "$work/arm_$name.txt"; }
+        echo "+ $name: $(tail -n 1 "$work/arm_$name.txt")"
+    } &
+}
+
 # The tests of kernels, products and attention with one table on one CPU: `kernels CPU TABLE tests and options...`.
 kernels() {
-    local cpu=$1 table=$2 status=0
+    local cpu=$1 table=$2
     shift 2
-    "$machine/bin/python-$cpu" -m pytest -q -p no:cacheprovider --junitxml="$work/results/arm_$cpu.xml" \
-        -k "$table and not threads_do_not_change and not more_than_one_region" "$@" >"$work/arm_$cpu.txt" 2>&1 || status=1
-    echo "+ $cpu, $table: $(tail -n 1 "$work/arm_$cpu.txt")"
-    [ "$status" -eq 0 ] || cat "$work/arm_$cpu.txt"
-    return "$status"
+    job "$cpu" "$machine/bin/python-$cpu" -m pytest -q -p no:cacheprovider --junitxml="$work/results/arm_$cpu.xml" \
+        -k "$table and not threads_do_not_change and not more_than_one_region" "$@"
 }
 short=(tests/native/test_kernels.py tests/native/test_matmul.py::test_packing
     tests/native/test_matmul.py::test_every_transpose_and_size tests/native/test_attention.py::test_head_sizes
@@ -27,19 +36,11 @@ short=(tests/native/test_kernels.py tests/native/test_matmul.py::test_packing
 whole=(tests/native/test_kernels.py tests/native/test_matmul.py tests/native/test_attention.py
     tests/native/test_fp16_chains.py)
 
-# Two at a time: each is a process that mostly runs on one core.
-(
-    failed=0
-    kernels sve128 sve "${short[@]}" || failed=1
-    kernels sve1024 sve "${short[@]}" || failed=1
-    kernels a64fx sve "${whole[@]}" || failed=1
-    exit "$failed"
-) &
-first=$!
-failed=0
-kernels sve256 sve "${short[@]}" || failed=1
-kernels sve2048 sve "${short[@]}" || failed=1
-kernels neoverse-n1 "(neon or test_threads)" "${short[@]}" tests/native/test_threads.py || failed=1
-wait "$first" || failed=1
-pytest_phase arm tests/arm tests/test_symbols.py tests/test_arm_instructions.py --arm "$machine" || failed=1
-exit "$failed"
+kernels a64fx sve "${whole[@]}"
+job counts pytest_phase arm_counts tests/arm/test_counts.py --arm "$machine"
+job package pytest_phase arm tests/arm --ignore=tests/arm/test_counts.py tests/test_symbols.py \
+    tests/test_arm_instructions.py --arm "$machine"
+for bits in 128 256 1024 2048; do kernels "sve$bits" sve "${short[@]}"; done
+kernels neoverse-n1 "(neon or test_threads)" "${short[@]}" tests/native/test_threads.py
+wait
+[ ! -e "$work/arm_failed" ]

@@ -100,10 +100,15 @@ def run(folder: Path, say: Say = print, steps: int | None = None) -> DemoResult:
     return found
 
 
+def standard_library() -> Path:
+    """The folder of this Python's own modules."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
 def _prepare_data(data: Path, say: Say) -> None:
     """Train and held-out text, tokenizer, and both corpora."""
     say("collecting the standard library of this Python: code and documentation")
-    train, heldout = split_modules(Path(sysconfig.get_paths()["stdlib"]))
+    train, heldout = split_modules(standard_library())
     write_jsonl(data / "train.jsonl", train)
     write_jsonl(data / "heldout.jsonl", heldout)
     say(f"training a tokenizer of {VOCABULARY} pieces")

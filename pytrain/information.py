@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 from pytrain.errors import UserError
 from pytrain.native import native
@@ -23,6 +24,7 @@ LIBRARIES = (
     "pydantic",
     "mpi4py",
 )
+A64FX_GROUPS, A64FX_CORES = 4, 12
 NOT_INSTALLED = "not installed"
 UNKNOWN = "unknown"
 
@@ -40,6 +42,7 @@ def report(more: Mapping[str, str] | None = None) -> str:
         "caches": caches(),
         "core groups": core_groups(),
         "vectors": vectors(),
+        **choices(),
         "memory": memory(),
         "PYTRAIN_ISA": os.environ.get("PYTRAIN_ISA", "not set"),
         **native_facts(),
@@ -130,11 +133,7 @@ def core_groups() -> str:
     Memory of another group is slower: one process per group, with the threads of its cores, keeps a process's own
     near it.
     """
-    mine = os.sched_getaffinity(0)
-    groups = {}
-    for folder in sorted(Path("/sys/devices/system/node").glob("node[0-9]*"), key=lambda path: int(path.name[4:])):
-        if cores := mine & _numbers(_text(folder / "cpulist").strip()):
-            groups[folder.name] = len(cores)
+    groups = _cores_by_group()
     if not groups:
         return UNKNOWN
     found = ", ".join(f"{name} with {count} cores" for name, count in groups.items())
@@ -142,6 +141,60 @@ def core_groups() -> str:
         return found
     least = min(groups.values())
     return f"{found}; best with one process per group: mpiexec -n {len(groups)}, OMP_NUM_THREADS={least}"
+
+
+def _cores_by_group() -> dict[str, int]:
+    """How many cores of the affinity mask each NUMA node has; nodes without one are left out."""
+    mine = os.sched_getaffinity(0)
+    groups = {}
+    for folder in sorted(Path("/sys/devices/system/node").glob("node[0-9]*"), key=lambda path: int(path.name[4:])):
+        if cores := mine & _numbers(_text(folder / "cpulist").strip()):
+            groups[folder.name] = len(cores)
+    return groups
+
+
+def choices() -> dict[str, str]:
+    """What to run here: processes of a node and their threads, how fp16 sums, and where ranks belong.
+
+    An A64FX is known by its identification register. Its node has four core memory groups of twelve cores even where
+    the affinity mask shows fewer.
+    """
+    try:
+        module = native()
+        a64fx = bool(module.kernels.features()["a64fx"])
+    except UserError:
+        return {}
+    groups = list(_cores_by_group().values()) or [len(os.sched_getaffinity(0))]
+    if a64fx and sum(groups) != A64FX_GROUPS * A64FX_CORES:
+        seen = f"this process sees {sum(groups)} core{'s' * (sum(groups) > 1)}"
+        each = f"{A64FX_GROUPS} of {A64FX_CORES} threads, one per core memory group of an A64FX ({seen})"
+        ranks = A64FX_GROUPS
+    else:
+        ranks = len(groups)
+        each = f"{ranks} of {min(groups)} threads" + (", one per core group" if ranks > 1 else "")
+    return {
+        "ranks per node": each,
+        "fp16 sums": _fp16_sums(module, a64fx),
+        "rank map": _rank_map(ranks, a64fx),
+    }
+
+
+def _fp16_sums(module: ModuleType, a64fx: bool) -> str:
+    """The default of `precision.fp16_sums`, and whether this CPU has the other value."""
+    default = 'fp32 (precision.fp16_sums = "fp32")'
+    try:
+        module.CpuDevice(fp16_chains=True)
+    except module.Error:
+        return f'{default}; "chains" needs SVE'
+    twice = ", twice as fast here and less exact" if a64fx else ", less exact"
+    return f'{default}; "chains" is there{twice}'
+
+
+def _rank_map(ranks: int, a64fx: bool) -> str:
+    """Which ranks should be neighbours."""
+    inside = f"parallel.tp up to {ranks} stays on a node" if ranks > 1 else "parallel.tp crosses nodes"
+    torus = "; on a torus the launcher's map of ranks: native/cpu/sve/jobs/" if a64fx else ""
+    return f'parallel.rank_order = "dp-pp-tp": neighbours are tensor-parallel, {inside}{torus}'
 
 
 def vectors() -> str:

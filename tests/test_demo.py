@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +117,7 @@ def test_unigram_entropy(tmp_path: Path) -> None:
 
 def test_three_steps_end_to_end(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "VOCABULARY", 400)
-    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(library)})
+    monkeypatch.setattr(demo, "standard_library", lambda: library)
     said: list[str] = []
     found = demo.run(tmp_path / "demo", said.append, steps=3)
     text = "\n".join(said)

@@ -10,6 +10,7 @@ import pytest
 
 import pytrain
 from pytrain import information
+from pytrain.config.run import ParallelSection
 from pytrain.native import native as load_native
 
 
@@ -119,3 +120,42 @@ def test_vectors(
     native.kernels.features = lambda: features  # type: ignore[attr-defined]
     replace_native(monkeypatch, native)
     assert information.vectors() == expected
+
+
+@pytest.mark.parametrize(
+    ("a64fx", "groups", "expected"),
+    [
+        (True, [12, 12, 12, 12], "4 of 12 threads, one per core group"),
+        (True, [2], "4 of 12 threads, one per core memory group of an A64FX (this process sees 2 cores)"),
+        (True, [12], "4 of 12 threads, one per core memory group of an A64FX (this process sees 12 cores)"),
+        (False, [72, 70], "2 of 70 threads, one per core group"),
+        (False, [64], "1 of 64 threads"),
+    ],
+)
+def test_choices(monkeypatch: pytest.MonkeyPatch, a64fx: bool, groups: list[int], expected: str) -> None:
+    def device(fp16_chains: bool) -> None:
+        assert fp16_chains
+        if not a64fx:
+            raise ValueError("no chains")
+
+    native = ModuleType("pytrain._native")
+    native.Error = ValueError  # type: ignore[attr-defined]
+    native.information = dict  # type: ignore[attr-defined]
+    native.CpuDevice = device  # type: ignore[attr-defined]
+    native.kernels = ModuleType("kernels")  # type: ignore[attr-defined]
+    native.kernels.features = lambda: {"a64fx": a64fx}  # type: ignore[attr-defined]
+    replace_native(monkeypatch, native)
+    found = {f"node{number}": cores for number, cores in enumerate(groups)}
+    monkeypatch.setattr(information, "_cores_by_group", lambda: found)
+    choices = information.choices()
+    assert choices["ranks per node"] == expected
+    assert ('"chains" is there, twice as fast' if a64fx else '"chains" needs SVE') in choices["fp16 sums"]
+    assert ("map of ranks" in choices["rank map"]) == a64fx
+    inside = f"neighbours are tensor-parallel, parallel.tp up to {4 if a64fx else len(groups)} stays on a node"
+    assert (inside if a64fx or len(groups) > 1 else "parallel.tp crosses nodes") in choices["rank map"]
+    assert ParallelSection.model_fields["rank_order"].default == "dp-pp-tp"
+
+
+def test_without_the_native_module_nothing_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_native(monkeypatch, None)
+    assert information.choices() == {}

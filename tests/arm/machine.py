@@ -9,6 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+TRAIN = """
+import shlex, sys
+from pytrain.cli import run
+sys.exit(max(run(["train", *shlex.split(words)]) for words in sys.argv[1:]))
+"""
+"""Several runs in one process, each an argument: under emulation half of a short run is the start of Python."""
 LONGEST = 240.0
 """Seconds that one command may take on a busy machine before it is killed."""
 
@@ -27,6 +33,10 @@ class Machine:
         """The compiled `pytrain._native`."""
         (module,) = (self.folder / "native" / "pytrain").glob("_native*.so")
         return module
+
+    def train(self, cpu: str, *runs: str | Path) -> str:
+        """What `pytrain train RUN` prints for each, one after another in one process; RUN may have options."""
+        return self.run(cpu, "-c", TRAIN, *runs)
 
     def run(self, cpu: str, *arguments: str | Path, ranks: int = 1, settings: Mapping[str, str] | None = None) -> str:
         """What `python ARGUMENTS` prints on that CPU, with one thread; a failure fails the test with it."""

@@ -89,8 +89,13 @@ pythons() {
     chmod +x "$folder/bin/mpiexec"
 }
 
-[ -e "$root/usr/bin/python3.11" ] || bootstrap
-[ -e "$site/numpy" ] || wheels
+# The downloads wait for the network while the compilers work.
+downloads() {
+    [ -e "$root/usr/bin/python3.11" ] || bootstrap
+    [ -e "$site/numpy" ] || wheels
+}
+downloads &
 wheel
+wait "$!"  # and so fail with it
 pythons
 "$folder/bin/python-a64fx" -c 'from pytrain._native import information; print(information())'

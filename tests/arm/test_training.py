@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,13 @@ class Runs:
         quiet_train(config)
         return losses(self.folder / "here")
 
+    def toml(self, name: str, **changes: Any) -> Path:
+        self.folder.mkdir(exist_ok=True)
+        config = configuration(self.corpora, self.folder / name, self.family, **changes)
+        return write_toml(config, self.folder / f"{name}.toml")
+
     def there(self, name: str, *arguments: str, ranks: int = 1, **changes: Any) -> list[float]:
-        toml = self.folder / f"{name}.toml"
-        write_toml(configuration(self.corpora, self.folder / name, self.family, **changes), toml)
-        self.arm.run(CPU, "-m", "pytrain", "train", toml, *arguments, ranks=ranks)
+        self.arm.run(CPU, "-m", "pytrain", "train", self.toml(name, **changes), *arguments, ranks=ranks)
         return losses(self.folder / name)
 
 
@@ -47,26 +51,34 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
 
 
+@pytest.fixture(scope="module")
+def trained(arm: Machine, corpora: Corpora, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Runs]:
+    """A run of each family, with a checkpoint halfway, in one process."""
+    folder = tmp_path_factory.mktemp("trained")
+    runs = {family: Runs(arm, corpora, folder / family, family) for family in ("gpt2", "llama")}
+    arm.train(CPU, *(one.toml("whole", checkpoint__every=3) for one in runs.values()))
+    return runs
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_losses_are_those_of_this_machine(arm: Machine, corpora: Corpora, tmp_path: Path, family: str) -> None:
-    runs = Runs(arm, corpora, tmp_path, family)
+def test_losses_are_those_of_this_machine(trained: dict[str, Runs], family: str) -> None:
+    runs = trained[family]
     expected = runs.here()
     assert len(expected) == 6
-    assert runs.there("there") == pytest.approx(expected, rel=TOLERANCE)
+    assert losses(runs.folder / "whole") == pytest.approx(expected, rel=TOLERANCE)
 
 
-def test_a_resumed_run_ends_with_the_same_bits(arm: Machine, corpora: Corpora, tmp_path: Path) -> None:
-    runs = Runs(arm, corpora, tmp_path, "llama")
-    whole = runs.there("whole", checkpoint__every=3)
-    resumed = tmp_path / "resumed"
+def test_a_resumed_run_ends_with_the_same_bits(trained: dict[str, Runs]) -> None:
+    runs = trained["llama"]
+    whole, resumed = runs.folder / "whole", runs.folder / "resumed"
     # The first half of the undisturbed run is what the interrupted one would have left.
     (resumed / "checkpoints").mkdir(parents=True)
     for name in ("run.toml", "metrics.jsonl"):
-        text = (tmp_path / "whole" / name).read_text(encoding="utf-8")
-        (resumed / name).write_text(text.replace(str(tmp_path / "whole"), str(resumed)), encoding="utf-8")
-    (tmp_path / "whole" / "checkpoints" / "step-000003").rename(resumed / "checkpoints" / "step-000003")
-    assert runs.there("resumed", "--resume", "auto", checkpoint__every=3)[-3:] == whole[-3:]
-    assert_same_checkpoint(tmp_path / "whole", resumed, 6)
+        text = (whole / name).read_text(encoding="utf-8")
+        (resumed / name).write_text(text.replace(str(whole), str(resumed)), encoding="utf-8")
+    shutil.copytree(whole / "checkpoints" / "step-000003", resumed / "checkpoints" / "step-000003")
+    assert runs.there("resumed", "--resume", "auto", checkpoint__every=3)[-3:] == losses(whole)[-3:]
+    assert_same_checkpoint(whole, resumed, 6)
 
 
 @pytest.mark.parametrize("cut", ["dp", "tp"])

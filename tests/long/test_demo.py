@@ -1,7 +1,6 @@
 """The demo as a newcomer runs it: about two minutes on two cores."""
 
 import json
-import sysconfig
 from pathlib import Path
 
 from pytrain import demo
@@ -22,7 +21,7 @@ def test_the_demo_learns_from_context(tmp_path: Path) -> None:
 
 def test_the_library_is_split_by_modules(tmp_path: Path) -> None:
     """On the real library: no paragraph on both sides, and a held-out part worth the name."""
-    train, heldout = demo.split_modules(Path(sysconfig.get_paths()["stdlib"]))
+    train, heldout = demo.split_modules(demo.standard_library())
     seen = {key for text in train for key in demo.paragraph_keys(text)}
     held = [key for text in heldout for key in demo.paragraph_keys(text)]
     assert not seen & set(held)

@@ -2,8 +2,8 @@
 
     mpiexec -n 4 python -m tests.parallel.grid_worker CASES.json RESULTS.json [staged|direct]
 
-Each case is an object with the keys of `[parallel]`, a `shape` (see SHAPES) and optionally `recompute` and `steps`.
-Rank 0 writes a list of results; the test that started this decides.
+Each case is an object with the keys of `[parallel]`, a `shape` (see SHAPES) and optionally `recompute`, `steps` and
+`fails on`, a rank that raises. Rank 0 writes a list of results; the test that started this decides.
 """
 
 import dataclasses
@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytrain.collectives import Group, Settings
-from pytrain.collectives.mpi_group import world_group
 from pytrain.config import RunConfig, build
 from pytrain.data.loader import Batch
 from pytrain.estimate import rank_memory
@@ -26,6 +25,7 @@ from pytrain.rank import RankModel
 from pytrain.schedule import check
 from pytrain.zero import StageState
 from tests import reference, spine
+from tests.parallel.launch import run_worker
 from tests.reference_cases import GPT2, LLAMA
 
 SHAPES = {
@@ -77,6 +77,8 @@ def source_of(shape: reference.Shape) -> Any:
 
 def train(case: dict[str, Any], world: Group, grid: bool) -> dict[str, Any]:
     """Twenty clipped steps; what this rank owns of gradients (of step 1) and weights (before and after)."""
+    if grid and case.get("fails on") == world.rank:
+        raise RuntimeError("this rank was asked to fail")
     config = run_config(case, grid)
     shape = SHAPES[case["shape"]]
     model = RankModel(config, world)
@@ -205,13 +207,9 @@ def compare(case: dict[str, Any], ranks: list[dict[str, Any]], alone: dict[str, 
     }
 
 
-def main() -> None:
+def main(world: Group) -> None:
     """All cases in turn, each on the first ranks of the world."""
-    from mpi4py import MPI
-
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    how: Any = sys.argv[3] if len(sys.argv) > 3 else "staged"  # for arrays in a GPU's memory
-    world = world_group(Settings(own=True, check="each", device_buffers=how), MPI.COMM_WORLD)
     results, alone = [], {}
     for number, case in enumerate(cases):
         size = case.get("dp", 1) * case.get("pp", 1) * case.get("tp", 1)
@@ -226,8 +224,8 @@ def main() -> None:
         world.barrier()
     if world.rank == 0:
         Path(sys.argv[2]).write_text(json.dumps(results), encoding="utf-8")
-    world.close()
 
 
 if __name__ == "__main__":
-    main()
+    how: Any = sys.argv[3] if len(sys.argv) > 3 else "staged"  # for arrays in a GPU's memory
+    run_worker(main, Settings(own=True, check="each", device_buffers=how))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pytrain.collectives import Settings
-from pytrain.collectives.mpi_group import world_group
+from pytrain.collectives import Group, Settings
 from pytrain.generate import LoadedModel
+from tests.parallel.launch import run_worker
 
 CAPACITY, PROMPT, TOKENS = 170, 140, 12  # a prompt longer than the chunk in which it goes through the model
 SLICES = (2, 3, 4)
@@ -37,11 +37,8 @@ def describe(loaded: LoadedModel) -> dict[str, object]:
     }
 
 
-def main() -> None:
+def main(world: Group) -> None:
     """All models with all numbers of slices, in turn."""
-    from mpi4py import MPI
-
-    world = world_group(Settings(own=True, check="each"), MPI.COMM_WORLD)
     results: dict[str, object] = {}
     for size in SLICES:
         inside = world.rank < size
@@ -60,8 +57,7 @@ def main() -> None:
             world.barrier()
     if world.rank == 0:
         np.savez(sys.argv[2], **results)
-    world.close()
 
 
 if __name__ == "__main__":
-    main()
+    run_worker(main, Settings(own=True, check="each"))

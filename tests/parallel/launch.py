@@ -7,14 +7,16 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from pytrain import launch
+from pytrain.collectives import Group, Settings
 from pytrain.errors import UserError
 from pytrain.launch import find_mpiexec
 
@@ -74,6 +76,15 @@ def check_ranks(ranks: int, module: str, *arguments: str, timeout: float = LONGE
     ended = run_ranks(ranks, module, *arguments, timeout=timeout)
     assert ended.status == 0, f"status {ended.status}; the job printed:\n{ended.output}"
     return ended.output
+
+
+def run_worker(main: Callable[[Group], None], settings: Settings) -> None:
+    """In a rank: run `main` on the group of all ranks; an exception in one ends all of them, with its traceback.
+
+    Without a watchdog: rank 0 may train alone for long, and `run_ranks` has a limit of its own.
+    """
+    with launch.world(replace(settings, watchdog_seconds=0.0)) as world:
+        main(world)
 
 
 @contextmanager

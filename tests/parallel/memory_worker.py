@@ -9,21 +9,18 @@ import json
 import sys
 from pathlib import Path
 
-from pytrain.collectives import Settings
-from pytrain.collectives.mpi_group import world_group
+from pytrain.collectives import Group, Settings
 from pytrain.feeding import replica_batches
 from pytrain.rank import RankModel
 from tests.parallel.grid_worker import LENGTH, SHAPES, run_config, source_of
+from tests.parallel.launch import run_worker
 
 KINDS = ("weights", "gradients", "master", "optimizer", "activations")
 
 
-def main() -> None:
+def main(world: Group) -> None:
     """All cases in turn; each takes the whole world."""
-    from mpi4py import MPI
-
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    world = world_group(Settings(own=True, check="each"), MPI.COMM_WORLD)
     results = []
     for case in cases:
         config = run_config(case, grid=True)
@@ -36,8 +33,7 @@ def main() -> None:
         results.append(world.gather({kind: model.device.bytes_peak(kind) for kind in KINDS}))
     if world.rank == 0:
         Path(sys.argv[2]).write_text(json.dumps(results), encoding="utf-8")
-    world.close()
 
 
 if __name__ == "__main__":
-    main()
+    run_worker(main, Settings(own=True, check="each"))

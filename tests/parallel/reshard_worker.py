@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pytrain.collectives import Group, Settings
-from pytrain.collectives.mpi_group import world_group
 from pytrain.config import RunConfig, build
 from pytrain.config.load import read_toml
 from pytrain.progress import NoProgress
 from pytrain.train import Trainer
+from tests.parallel.launch import run_worker
 
 
 def config_for(run: Path, folder: Path, parallel: dict[str, Any]) -> RunConfig:
@@ -35,12 +35,9 @@ def group_of(world: Group, name: str, grid: dict[str, Any]) -> Group | None:
     return group if inside else None
 
 
-def main() -> None:
+def main(world: Group) -> None:
     """All pairs of grids in turn."""
-    from mpi4py import MPI
-
     run, folder, grids = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text("utf-8"))
-    world = world_group(Settings(own=True, check="each"), MPI.COMM_WORLD)
     groups = [group_of(world, f"grid {number}", grid) for number, grid in enumerate(grids)]
     for one, (grid, group) in enumerate(zip(grids, groups, strict=True)):
         if group is not None:
@@ -59,8 +56,7 @@ def main() -> None:
             world.barrier()
     if world.rank == 0:
         print("done")
-    world.close()
 
 
 if __name__ == "__main__":
-    main()
+    run_worker(main, Settings(own=True, check="each"))

@@ -1,5 +1,6 @@
 """How a job starts, and that it ends: within seconds, saying why, leaving nobody behind."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,16 @@ def test_a_failing_rank_ends_all(mode: str, status: int | None, sentence: str | 
         assert '[rank 1 dp1/2]     raise RuntimeError("deliberate")' in ended.output
     if mode in ("user_error", "shared_error", "exiting"):
         assert "Traceback" not in ended.output
+
+
+def test_a_worker_of_the_tests_that_fails_ends_all(tmp_path: Path) -> None:
+    """A grid whose second rank alone cannot build its model: the first one waits for it."""
+    cases = tmp_path / "cases.json"
+    cases.write_text(json.dumps([{"shape": "gpt2", "dp": 2, "fails on": 1}]), encoding="utf-8")
+    ended = run_ranks(2, "tests.parallel.grid_worker", str(cases), str(tmp_path / "none.json"), timeout=SOON)
+    assert ended.status == 1
+    assert ended.output.count("[rank 1 of 2] RuntimeError: this rank was asked to fail") == 1
+    assert not (tmp_path / "none.json").exists()
 
 
 def test_a_hang_ends_with_a_report(tmp_path: Path) -> None:

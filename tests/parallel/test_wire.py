@@ -200,6 +200,25 @@ def test_a_step_sends_what_the_textbook_asks_for(results: list[list[dict[str, An
             assert max(sum(member["bytes"].values()) for member in members) <= 1.01 * share
 
 
+@pytest.mark.parametrize("number", [n for n, case in enumerate(CASES) if case.get("dp", 1) > 1])
+def test_buckets_are_summed_with_the_last_micro_batch(results: list[list[dict[str, Any]]], number: int) -> None:
+    """While its backward pass goes on, and no sooner: until then each replica adds up its own micro-batches.
+
+    Where gradients live as shards a bucket is summed with every micro-batch. A tied one waits for its other half.
+    """
+    case = Case(CASES[number])
+    last = case.micro_batches - 1
+    for rank in results[number]:
+        sums = [(size, when) for kind, size, when in rank["replicas"] if kind != "all_gather" and size > DOUBLE]
+        sizes = [elements * case.item for stage in rank["buckets"] for elements in stage]
+        tied = sizes[0 if 0 in rank["stages"] else -1] if case.pp > 1 else None
+        moments = range(case.micro_batches) if case.zero >= 2 else [last]
+        expected = [(size, when) for size in sizes for when in moments]
+        if tied is not None:
+            expected[expected.index((tied, last))] = (tied, -1)
+        assert sorted((size, -1 if when is None else when) for size, when in sums) == sorted(expected)
+
+
 def test_what_ranks_hold_is_the_model_once(results: list[list[dict[str, Any]]]) -> None:
     """The sizes that the formulas start from: the buckets of one rank are all parameters."""
     for case, ranks in zip(CASES, results, strict=True):

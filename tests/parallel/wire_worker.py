@@ -10,18 +10,22 @@ import json
 import pickle
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pytrain.collectives import Group, Settings
-from pytrain.collectives.mpi_group import MpiGroup, world_group
+from pytrain.collectives.counters import Counters
+from pytrain.collectives.mpi_group import MpiGroup
 from pytrain.config import RunConfig, build
 from pytrain.data.loader import Batch
 from pytrain.feeding import replica_batches
 from pytrain.rank import RankModel
+from pytrain.schedule.actions import WEIGHT_GRADIENT, Action
 from pytrain.stage import Stage
+from tests.parallel.launch import run_worker
 
 # Large enough that every sum of a layer or of a micro-batch is beyond what goes to everybody at once.
 MODEL = {
@@ -70,12 +74,41 @@ def groups_of(model: RankModel) -> Iterator[tuple[str, MpiGroup]]:
             yield name, group
 
 
+@dataclass
+class Timed(Counters):
+    """Also notes in which micro-batch's backward pass an operation was started, None for outside of all."""
+
+    now: int | None = None
+    when: list[tuple[str, int, int | None]] = field(default_factory=list)
+    """(kind, bytes of the array, micro-batch)."""
+
+    def started(self, kind: str, size: int) -> None:
+        super().started(kind, size)
+        self.when.append((kind, size, self.now))
+
+
+def watch(model: RankModel, counters: Timed) -> None:
+    """Let these counters of a group know where the engine is."""
+    compute = model.engine._compute
+
+    def watched(action: Action, *arguments: Any) -> None:
+        counters.now = action.microbatch if action.kind in WEIGHT_GRADIENT else None
+        compute(action, *arguments)
+        counters.now = None
+
+    model.engine._compute = watched  # type: ignore[method-assign]
+
+
 def step(case: dict[str, Any], world: Group) -> dict[str, Any]:
     """What this rank sent in one step, by group and kind of operation, and the sizes that it follows from."""
     config = run_config(case)
     model = RankModel(config, world)
     model.optimizer.initialise(1)
     groups = dict(groups_of(model))
+    timed = Timed()
+    if "dp" in groups:
+        groups["dp"].counters = timed
+        watch(model, timed)
     for group in groups.values():
         group.counters.reset()
     source = samples if model.needs_tokens else None
@@ -99,6 +132,7 @@ def step(case: dict[str, Any], world: Group) -> dict[str, Any]:
         "by rows": elements_of(stages, lambda spec: spec.partial_with_sequence_parallel),
         "embedding": elements_of(stages, lambda spec: spec.name == "embed.tokens"),
         "history": history,
+        "replicas": timed.when,
     }
 
 
@@ -112,12 +146,9 @@ def ops_of(stage: Any) -> list[str]:
     return [stage.shape.op_name(op) for op in range(stage.first_op, stage.last_op)]
 
 
-def main() -> None:
+def main(world: Group) -> None:
     """All cases in turn, each on the first ranks of the world."""
-    from mpi4py import MPI
-
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    world = world_group(Settings(own=True), MPI.COMM_WORLD)
     results = []
     for number, case in enumerate(cases):
         size = case.get("dp", 1) * case.get("pp", 1) * case.get("tp", 1)
@@ -128,8 +159,7 @@ def main() -> None:
         world.barrier()
     if world.rank == 0:
         Path(sys.argv[2]).write_text(json.dumps(results), encoding="utf-8")
-    world.close()
 
 
 if __name__ == "__main__":
-    main()
+    run_worker(main, Settings(own=True))

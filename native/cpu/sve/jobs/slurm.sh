@@ -10,4 +10,5 @@ set -euo pipefail
 
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK OMP_PROC_BIND=close OMP_PLACES=cores
 # The signal lets the run save and stop with exit status 75: submitted again, it goes on bit for bit.
-srun --cpu-bind=cores --mem-bind=local python -m pytrain train run.toml --resume auto
+# Since Slurm 22.05 srun does not take over --cpus-per-task by itself, and would bind each process to one core.
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --cpu-bind=cores --mem-bind=local python -m pytrain train run.toml --resume auto
