@@ -1,6 +1,6 @@
 """Runs under mpiexec: trains the same small model on one grid after another, and compares with one process.
 
-    mpiexec -n 4 python -m tests.parallel.grid_worker CASES.json RESULTS.json [staged|direct]
+    mpiexec -n 4 python -m tests.parallel.grid_worker CASES.json RESULTS.json [staged|direct [auto|thread|test]]
 
 Each case is an object with the keys of `[parallel]`, a `shape` (see SHAPES) and optionally `recompute` and `steps`.
 Rank 0 writes a list of results; the test that started this decides.
@@ -103,6 +103,7 @@ def train(case: dict[str, Any], world: Group, grid: bool) -> dict[str, Any]:
     held = {kind: model.device.bytes_in_use(kind) for kind in planned}
     return {
         "memory": held == planned,
+        "bytes": {kind: (held[kind], planned[kind]) for kind in planned},
         "losses": losses,
         "evaluated": evaluated.loss,
         "gradients": gradients,
@@ -198,6 +199,7 @@ def compare(case: dict[str, Any], ranks: list[dict[str, Any]], alone: dict[str, 
         "worst": worst,
         "drift": (drifted / moved) ** 0.5,
         "memory": all(rank["memory"] for rank in ranks),
+        "bytes": [rank["bytes"] for rank in ranks],
         "same_losses": all(rank["losses"] == ranks[0]["losses"] for rank in ranks),
         "executed": all(rank["executed"] == rank["program"] for rank in ranks),
         "in_flight": [rank["in_flight"] for rank in ranks],
@@ -211,7 +213,9 @@ def main() -> None:
 
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     how: Any = sys.argv[3] if len(sys.argv) > 3 else "staged"  # for arrays in a GPU's memory
-    world = world_group(Settings(own=True, check="each", device_buffers=how), MPI.COMM_WORLD)
+    progress: Any = sys.argv[4] if len(sys.argv) > 4 else "auto"
+    settings = Settings(own=True, check="each", device_buffers=how, progress=progress)
+    world = world_group(settings, MPI.COMM_WORLD)
     results, alone = [], {}
     for number, case in enumerate(cases):
         size = case.get("dp", 1) * case.get("pp", 1) * case.get("tp", 1)
@@ -222,7 +226,8 @@ def main() -> None:
         if world.rank == 0:
             key = (case["shape"], case.get("dtype", "fp32"))
             alone.setdefault(key, train(case, Group(), grid=False))
-            results.append(compare(case, [rank for rank in ranks if rank is not None], alone[key]))
+            result = compare(case, [rank for rank in ranks if rank is not None], alone[key])
+            results.append(result | {"progress": world.progress.split(":")[0]})
         world.barrier()
     if world.rank == 0:
         Path(sys.argv[2]).write_text(json.dumps(results), encoding="utf-8")
