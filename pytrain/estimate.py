@@ -105,7 +105,9 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
         kinds["gradients"] += sum(gradient_buffers(extents)) * ITEM_BYTES[policy.gradients]
     if zero == 3:
         kinds["weights"] += sum(weight_buffers(extents)) * ITEM_BYTES[policy.weights]
-    kinds["staging"] += sum(count * size for count, size in pinned_buffers(plan, pp_rank, tp_rank).values())
+    layouts = [(layout, shards) for layout, _, shards in extents]
+    pinned = pinned_buffers(config, plan.training.ranks[pp_rank], layouts, pp_rank, tp_rank)
+    kinds["staging"] += sum(count * size for count, size in pinned.values())
     kinds["snapshot"] = snapshot_bytes(config.checkpoint, owned)
     return RankMemory(pp_rank, tp_rank, kinds, dict(lifetimes))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from pytrain.stage import native_policy, native_shape
 
 if TYPE_CHECKING:
     from pytrain import _native
-    from pytrain.rank import Plan, StagePlan
+    from pytrain.config import RunConfig
     from pytrain.schedule import Program
 
 STATISTICS = 3  # float32 numbers of a row and slice of the vocabulary, see native/device.h
@@ -23,20 +24,26 @@ _SENT = (Kind.WAIT_SEND_FORWARD, Kind.WAIT_SEND_BACKWARD)
 _RECEIVES = (Kind.RECV_FORWARD, Kind.RECV_BACKWARD)
 
 
-def pinned_buffers(plan: Plan, pp_rank: int, tp_rank: int) -> dict[str, Pinned]:
+def pinned_buffers(
+    config: RunConfig, program: Program, stages: Iterable[tuple[_native.Layout, int]], pp_rank: int, tp_rank: int
+) -> dict[str, Pinned]:
     """The pinned buffers of the groups of a rank at these coordinates, by the groups' names.
 
     A group's buffers are all as large as the largest array that it sums, gathers or sends in training. None where the
     run computes on the CPU, or MPI is given the GPU's addresses.
+
+    Args:
+        config: the whole run.
+        program: the rank's part of a training step.
+        stages: of the rank: the layout, and into how many shards its buckets are cut.
+        pp_rank, tp_rank: the rank's place.
     """
-    config = plan.config
     if config.run.device == "cpu" or config.collectives.device_buffers == "direct":
         return {}
     parallel, shape = config.parallel, native_shape(config.model)
     sizes = dict.fromkeys(("dp", "tp", "pp", "kv", "tied"), 0)
-    for stage in plan.stages_of(pp_rank, tp_rank):
-        layout = native().Layout(shape, stage.first_op, stage.last_op, stage.tp_rank, stage.tp_size)
-        for group, size in _largest(plan, stage, layout).items():
+    for layout, shards in stages:
+        for group, size in _largest(config, layout, shards, tp_rank).items():
             sizes[group] = max(sizes[group], size)
     first, last = native().head_range(shape, tp_rank, parallel.tp)[2]
     present = {
@@ -47,32 +54,32 @@ def pinned_buffers(plan: Plan, pp_rank: int, tp_rank: int) -> dict[str, Pinned]:
     }
     buffers = {group: Pinned(STAGED_OPERATIONS, sizes[group]) for group, there in present.items() if there}
     if parallel.pp > 1:
-        buffers["pp"] = Pinned(_messages(plan.training.ranks[pp_rank]), sizes["pp"])
+        buffers["pp"] = Pinned(_messages(program), sizes["pp"])
     return {group: pinned for group, pinned in buffers.items() if pinned.bytes}
 
 
-def _largest(plan: Plan, stage: StagePlan, layout: _native.Layout) -> dict[str, int]:
+def _largest(config: RunConfig, layout: _native.Layout, shards: int, tp_rank: int) -> dict[str, int]:
     """Bytes of the largest array of a stage that each group works on."""
-    config = plan.config
+    tp, sequence_parallel = config.parallel.tp, config.parallel.sequence_parallel
     policy = native_policy(config.precision)
     rows, hidden = config.batch.micro_batch * config.data.sequence_length, config.model.hidden
     stream = rows * hidden * ITEM_BYTES[policy.activations]
-    first, last = native().balanced(rows, stage.tp_rank, stage.tp_size) if stage.sequence_parallel else (0, rows)
+    first, last = native().balanced(rows, tp_rank, tp) if sequence_parallel else (0, rows)
     item = ITEM_BYTES[policy.gradients]
-    bucket = max(layout.shard_elements(index, stage.shards) for index in range(len(layout.buckets))) * stage.shards
+    bucket = max(layout.shard_elements(index, shards) for index in range(len(layout.buckets))) * shards
     travelling = ITEM_BYTES[policy.gradient_reduction]
-    if stage.shards > 1:
+    if shards > 1:
         travelling = max(travelling, ITEM_BYTES[policy.weights])  # which are gathered after an update, or for use
     shared = [spec.elements for spec in layout.tensors if spec.sum_over_sharing]
     partial = [
         spec.elements
         for spec in layout.tensors
-        if stage.sequence_parallel and spec.partial_with_sequence_parallel and not spec.sum_over_sharing
+        if sequence_parallel and spec.partial_with_sequence_parallel and not spec.sum_over_sharing
     ]
     embedding = layout.find("embed.tokens")
     return {
         "dp": bucket * travelling,
-        "tp": max([stream, stage.tp_size * rows * STATISTICS * ITEM_BYTES["fp32"], *(n * item for n in partial)]),
+        "tp": max([stream, tp * rows * STATISTICS * ITEM_BYTES["fp32"], *(n * item for n in partial)]),
         "pp": (last - first) * hidden * ITEM_BYTES[policy.activations],
         "kv": max(shared, default=0) * item,
         "tied": 0 if embedding < 0 else layout.tensors[embedding].elements * item,

@@ -132,10 +132,13 @@ class RankModel:
         self.groups = build_groups(self.grid, world, native_shape(model), model.tied_head)
         self.plan = Plan(config)
         check(self.plan.training)
-        if training:
-            world.reserve_pinned(pinned_buffers(self.plan, self.grid.pp_rank, self.grid.tp_rank))
         plans = self.plan.stages_of(self.grid.pp_rank, self.grid.tp_rank)
         self.stages = {plan.number: self._stage(plan) for plan in plans}
+        if training:
+            stages = [(stage.layout, stage.shards) for stage in self.stages.values()]
+            world.reserve_pinned(
+                pinned_buffers(config, self.training_program, stages, self.grid.pp_rank, self.grid.tp_rank)
+            )
         self._optimizer = AdamW(list(self.stages.values()), config.optimizer, self.groups) if training else None
         buffers = {plan.number: plan.gradient_buffers for plan in plans} if training else None
         self.engine = Engine(self.stages, self._optimizer, self.groups, buffers)

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from numpy.typing import NDArray
 
+from pytrain.collectives.copies import Copies, Outgoing
 from pytrain.collectives.staging import Staging
-from pytrain.collectives.wire import Copies, Limits, Steps, Tools, Wire
+from pytrain.collectives.wire import Limits, Steps, Tools, Wire
 from pytrain.errors import UserError
 from pytrain.native import native
 
 if TYPE_CHECKING:
-    from pytrain._native import Device, PinnedBuffer, StartedCopies
+    from pytrain._native import Device, PinnedBuffer
 
 Array = NDArray[Any]
 DeviceBuffers = Literal["staged", "direct"]
@@ -46,46 +47,6 @@ class Pinned(NamedTuple):
 
     buffers: int
     bytes: int
-
-
-class Outgoing:
-    """What an operation sends, on its way from the device to the pinned copy.
-
-    Args:
-        device: whose queue copies.
-        host: the pinned copy, flat.
-        array: the device's, of the same type and size.
-    """
-
-    def __init__(self, device: Device, host: Array, array: Array) -> None:
-        self._device, self._host, self._array = device, host, array
-        self._started: list[tuple[int, int, StartedCopies]] = []
-
-    def fetch(self, parts: Iterable[Array]) -> None:
-        """Start to copy views of the pinned copy, in this order."""
-        for part in parts:
-            if part.size:
-                first = self._place(part)
-                piece = slice(first, first + part.size)
-                self._device.start_copy(self._host[piece], self._array[piece])
-                self._started.append((piece.start, piece.stop, self._device.record_copies()))
-
-    def all(self) -> Copies:
-        """All copies that were started."""
-        return Copies(copy for _, _, copy in self._started)
-
-    def missing(self, part: Array) -> Copies:
-        """Copies that a view of the pinned copy has to wait for."""
-        if not part.size:
-            return Copies()
-        first = self._place(part)
-        last = first + part.size
-        return Copies(copy for begin, end, copy in self._started if begin < last and first < end and not copy.done())
-
-    def _place(self, part: Array) -> int:
-        """The first element of a view."""
-        distance = part.__array_interface__["data"][0] - self._host.__array_interface__["data"][0]
-        return int(distance) // self._host.itemsize
 
 
 class DeviceMemory:

@@ -4,9 +4,10 @@ import threading
 import time
 from typing import Any
 
+from pytrain.collectives.copies import Copies
 from pytrain.collectives.counters import Counters
 from pytrain.collectives.journal import Entry, Journal
-from pytrain.collectives.wire import Copies, Request, Steps, Transport, Wire
+from pytrain.collectives.wire import Request, Steps, Transport, Wire
 
 PAUSE = 50e-6  # seconds between two looks of the progress thread while nothing moves
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pytrain.collectives.copies import Outgoing
 from pytrain.collectives.staging import Block, Staging
 from pytrain.collectives.sums import Operation, add_halves_in_order, merge, merge_in_order
 
 if TYPE_CHECKING:
-    from pytrain._native import Device, StartedCopies
+    from pytrain._native import Device
     from pytrain.collectives.counters import Counters
-    from pytrain.collectives.device_memory import Outgoing
 
 Array = NDArray[Any]
 Request = Any
@@ -24,19 +24,6 @@ Request = Any
 Steps = Generator[list[Request], None, Any]
 """A collective operation: yields the messages that must be complete before it goes on (or `Copies`); returns its
 result."""
-
-
-class Copies(list["StartedCopies"]):
-    """Copies between a GPU and the host that an operation waits for, in place of messages."""
-
-    def done(self) -> bool:
-        """Whether all have arrived; does not wait."""
-        return all(copy.done() for copy in self)
-
-    def wait(self) -> None:
-        """Return when all have arrived: nobody else has to do anything for that."""
-        for copy in self:
-            copy.wait()
 
 
 class Transport(Protocol):

@@ -19,7 +19,7 @@ CASES: list[dict[str, Any]] = [
 DIRECT: dict[str, Any] = {"shape": "llama", "tp": 2, "sequence_parallel": True}
 
 THREADED: dict[str, dict[str, Any]] = {
-    "staged": {"shape": "llama", "dp": 2, "zero": 3},
+    "staged": {"shape": "llama", "dp": 2, "zero": 1},
     "direct": {"shape": "llama", "dp": 2, "zero": 1, "gradient_reduction": "bf16"},
 }
 """Sums beside computation, which a thread moves on: copies, messages and additions of its own beside the kernels."""

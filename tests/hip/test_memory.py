@@ -9,10 +9,11 @@ from safetensors.numpy import load_file
 
 from pytrain import _native
 from pytrain.checkpoint.parts import Part, Snapshot
+from pytrain.collectives.copies import Copies
 from pytrain.collectives.counters import Counters
 from pytrain.collectives.device_memory import NOTHING, WHOLE, DeviceMemory, outside
 from pytrain.collectives.staging import Staging
-from pytrain.collectives.wire import Copies, Limits, Tools, Wire
+from pytrain.collectives.wire import Limits, Tools, Wire
 from tests import runs
 from tests.parallel.mailbox import Mailbox, MailboxTransport
 

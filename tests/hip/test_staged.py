@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from pytrain import _native
 from pytrain.collectives import algorithms
+from pytrain.collectives.copies import Copies
 from pytrain.collectives.counters import Counters
 from pytrain.collectives.device_memory import WHOLE, DeviceMemory, Pinned, Sending
 from pytrain.collectives.journal import Journal
 from pytrain.collectives.progress import Progress, Running
 from pytrain.collectives.staging import Staging
-from pytrain.collectives.wire import Copies, Limits, Tools, Wire, even_bounds
+from pytrain.collectives.wire import Limits, Tools, Wire, even_bounds
 from tests.parallel.mailbox import Mailbox, MailboxTransport
 
 BLOCK = 16
