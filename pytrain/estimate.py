@@ -13,6 +13,7 @@ from pytrain.checkpoint.pieces import ITEM_BYTES
 from pytrain.config import parameter_count
 from pytrain.flops import hardware_flops, model_flops
 from pytrain.native import native
+from pytrain.pinned import pinned_buffers
 from pytrain.rank import Plan, StagePlan
 from pytrain.residency import Extent, gradient_buffers, weight_buffers
 from pytrain.saving import snapshot_bytes
@@ -104,6 +105,9 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
         kinds["gradients"] += sum(gradient_buffers(extents)) * ITEM_BYTES[policy.gradients]
     if zero == 3:
         kinds["weights"] += sum(weight_buffers(extents)) * ITEM_BYTES[policy.weights]
+    layouts = [(layout, shards) for layout, _, shards in extents]
+    pinned = pinned_buffers(config, plan.training.ranks[pp_rank], layouts, pp_rank, tp_rank)
+    kinds["staging"] += sum(count * size for count, size in pinned.values())
     kinds["snapshot"] = snapshot_bytes(config.checkpoint, owned)
     return RankMemory(pp_rank, tp_rank, kinds, dict(lifetimes))
 

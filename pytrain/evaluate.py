@@ -150,6 +150,7 @@ def _opened(
     if device is not None:
         tables["run"]["device"] = device
     tables.get("collectives", {}).pop("device_buffers", None)  # of the training's machine and device
+    tables["run"].pop("hip_products", None)
     tables["recompute"], tables["sample"], tables["evaluation"] = {}, {}, {}
     if corpora:
         tables["data"]["heldout"] = list(corpora)

@@ -32,17 +32,20 @@ def native() -> "ModuleType":
     return _native
 
 
-def open_device(kind: str, fp16_sums: str = "fp32", what: str = 'run.device = "hip"') -> "Device":
+def open_device(
+    kind: str, fp16_sums: str = "fp32", what: str = 'run.device = "hip"', hip_products: str = "own"
+) -> "Device":
     """The device that `run.device` names: "cpu", or "hip" for the first GPU that this process sees.
 
     Args:
         kind: of these two.
         fp16_sums: `precision.fp16_sums`, how the CPU sums products of fp16 matrices.
         what: asked for a GPU, for the message.
+        hip_products: `run.hip_products`, who multiplies matrices on a GPU.
 
     Raises:
-        UserError: there is no GPU, the native module was built without HIP, or this CPU has no chains of fp16
-            multiply-adds.
+        UserError: there is no GPU, the native module was built without HIP or without the library that is to
+            multiply, or this CPU has no chains of fp16 multiply-adds.
     """
     module = native()
     if kind == "cpu":
@@ -52,7 +55,7 @@ def open_device(kind: str, fp16_sums: str = "fp32", what: str = 'run.device = "h
             raise UserError(f'precision.fp16_sums = "{fp16_sums}": {error}') from None
         return device
     try:
-        gpu: Device = module.hip_device(0)
+        gpu: Device = module.hip_device(0, rocblas=hip_products == "rocblas")
     except module.Error as error:
         raise UserError(f"{what}: {error}") from None
     return gpu

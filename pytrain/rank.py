@@ -13,6 +13,7 @@ from pytrain.grid import Grid, rank_map, read_rank_map, stage_layers, stage_ops
 from pytrain.native import open_device
 from pytrain.optimizer import AdamW
 from pytrain.parallel import build_groups
+from pytrain.pinned import pinned_buffers
 from pytrain.schedule import Program, check, forward_only_pipeline, lower, programs_of
 from pytrain.stage import Stage, native_policy, native_shape
 
@@ -126,13 +127,18 @@ class RankModel:
         world = self._placed(world)
         self.grid = Grid(parallel.dp, parallel.pp, parallel.tp, world.rank)
         world.label = self.grid.label
-        self.device = open_device(config.run.device, config.precision.fp16_sums)
+        self.device = open_device(config.run.device, config.precision.fp16_sums, hip_products=config.run.hip_products)
         world.use_device(self.device)
         self.groups = build_groups(self.grid, world, native_shape(model), model.tied_head)
         self.plan = Plan(config)
         check(self.plan.training)
         plans = self.plan.stages_of(self.grid.pp_rank, self.grid.tp_rank)
         self.stages = {plan.number: self._stage(plan) for plan in plans}
+        if training:
+            stages = [(stage.layout, stage.shards) for stage in self.stages.values()]
+            world.reserve_pinned(
+                pinned_buffers(config, self.training_program, stages, self.grid.pp_rank, self.grid.tp_rank)
+            )
         self._optimizer = AdamW(list(self.stages.values()), config.optimizer, self.groups) if training else None
         buffers = {plan.number: plan.gradient_buffers for plan in plans} if training else None
         self.engine = Engine(self.stages, self._optimizer, self.groups, buffers)

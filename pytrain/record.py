@@ -38,7 +38,9 @@ def run_record(
     return {
         "pytrain": information.version(),
         "commit": information.commit(),
-        "native": native().information(config.precision.fp16_sums == "chains"),
+        "native": native().information(
+            fp16_chains=config.precision.fp16_sums == "chains", rocblas=config.run.hip_products == "rocblas"
+        ),
         "python": platform.python_version(),
         "libraries": information.library_versions(),
         "hosts": sorted({host for host, _ in ranks}),

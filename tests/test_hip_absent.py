@@ -18,6 +18,12 @@ def test_a_device_that_is_not_there() -> None:
     assert open_device("cpu").name == "cpu"
 
 
+def test_products_by_a_library_that_is_not_there() -> None:
+    """Said before anybody looks for a GPU."""
+    with pytest.raises(UserError, match=r'"rocblas": .* this build has no (HIP|rocBLAS)'):
+        open_device("hip", what='run.hip_products = "rocblas"', hip_products="rocblas")
+
+
 def test_buffers_of_the_cpu_are_not_offered_to_a_gpu_aware_mpi() -> None:
     buffer = _native.Buffer(_native.CpuDevice(), 3, "fp32", "weights")
     assert not hasattr(buffer, "__cuda_array_interface__")

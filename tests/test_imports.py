@@ -28,6 +28,7 @@ LAYERS = (
     ("feeding",),
     ("optimizer",),
     ("passes",),
+    ("pinned",),
     ("residency",),
     ("zero",),
     ("wire_format",),

@@ -31,8 +31,9 @@ inline void finish(Device& device) {
     device.release(event);
 }
 
-// bind_hip.cpp: throws Error in a build without HIP, and where there is no such GPU.
-std::unique_ptr<Device> make_hip_device(int index);
+// bind_hip.cpp: throws Error in a build without HIP (or rocBLAS, if it is asked for), and where there is no such GPU.
+std::unique_ptr<Device> make_hip_device(int index, bool rocblas);
+std::string rocblas_version();
 
 inline DType dtype_from(const std::string& name) {
     for (int i = 0; i < kDTypes; ++i)

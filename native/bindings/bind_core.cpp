@@ -37,6 +37,22 @@ private:
     void* data_ = nullptr;
 };
 
+// All copies that a device's communication queue was given so far.
+class StartedCopies {
+public:
+    explicit StartedCopies(Device& device) : device_(device), event_(device.record(device.communication_queue())) {}
+    ~StartedCopies() { device_.release(event_); }
+    StartedCopies(const StartedCopies&) = delete;
+    StartedCopies& operator=(const StartedCopies&) = delete;
+
+    bool done() { return device_.done(event_); }
+    void wait() { device_.synchronize(event_); }
+
+private:
+    Device& device_;
+    Event* event_;
+};
+
 py::capsule lend(const py::object& self, const py::object& max_version, const py::object& dl_device,
                  const py::object& copy) {
     const Buffer& buffer = self.cast<const Buffer&>();
@@ -69,6 +85,9 @@ void bind_core(py::module_& module) {
             "bytes_peak",
             [](const Device& device, const std::string& kind) { return device.bytes_peak(kind_from(kind)); },
             py::arg("kind"))
+        .def(
+            "record_copies", [](Device& device) { return std::make_unique<StartedCopies>(device); },
+            py::keep_alive<0, 1>(), "All copies that `start_copy` has queued so far, to be waited for or looked at.")
         .def_property_readonly_static("memory_kinds", [](const py::object&) {
             py::list names;
             for (int i = 0; i < static_cast<int>(MemoryKind::count); ++i)
@@ -76,8 +95,12 @@ void bind_core(py::module_& module) {
             return names;
         });
     module.def(
-        "hip_device", &make_hip_device, py::arg("index"),
-        "GPU `index` of those that are visible, as a Device; Error where this build has no HIP, or no GPU is there.");
+        "hip_device", &make_hip_device, py::arg("index"), py::arg("rocblas") = false,
+        "GPU `index` of those that are visible, as a Device; Error where this build has no HIP, or no GPU is there.\n"
+        "rocblas: it multiplies by rocBLAS; Error where this build has none.");
+    py::class_<StartedCopies>(module, "StartedCopies", "Copies on their way: see Device.record_copies.")
+        .def("done", &StartedCopies::done, Gil(), "Whether all have arrived; does not wait.")
+        .def("wait", &StartedCopies::wait, Gil(), "Returns when all have arrived.");
     py::class_<Buffer>(
         module, "Buffer",
         "A typed flat range of device memory, zeroed, counted by kind; some are parts of a stage's arena.")

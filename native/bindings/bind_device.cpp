@@ -366,7 +366,7 @@ void bind_operations(py::module_& module) {
              "Makes room for operations on rows of `width` elements and heads of `head_size`; needed before them.")
         .def("copy", &copy, py::arg("destination"), py::arg("source"), "Copies bytes, with all threads.")
         .def("start_copy", &start_copy, py::arg("destination"), py::arg("source"),
-             "Copies bytes on the communication queue; both arrays belong to the copy until `finish_copies` returns.")
+             "Copies bytes on the communication queue; both arrays belong to the copy until it is done.")
         .def("finish_copies", &finish_copies, "Waits on an event after all copies that were started.")
         .def("is_device_memory", &is_device_memory, py::arg("array"),
              "Whether a C-contiguous array lies in memory of a GPU, which an MPI that knows none must not be handed.")

@@ -7,11 +7,19 @@
 
 namespace pytrain {
 
-std::unique_ptr<Device> make_hip_device(int index) {
+std::unique_ptr<Device> make_hip_device(int index, [[maybe_unused]] bool rocblas) {
 #ifdef PYTRAIN_HIP
-    return std::make_unique<hip::HipDevice>(index);
+    return std::make_unique<hip::HipDevice>(index, rocblas);
 #else
     throw Error(message("GPU ", index, " cannot be used: this build has no HIP (see native/hip/README.md)"));
+#endif
+}
+
+std::string rocblas_version() {
+#ifdef PYTRAIN_HIP
+    return hip::VendorProducts::version();
+#else
+    throw Error("this build has no HIP, and no rocBLAS (see native/hip/README.md)");
 #endif
 }
 

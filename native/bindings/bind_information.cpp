@@ -17,7 +17,7 @@ std::string blocking_of(const cpu::Kernels& kernels) {
                    kernels.fp16_chains.block_depth);
 }
 
-py::dict information(bool fp16_chains) {
+py::dict information(bool fp16_chains, bool rocblas) {
     const cpu::Kernels kernels = fp16_chains ? cpu::with_fp16_chains(cpu::chosen_kernels()) : cpu::chosen_kernels();
     py::list available;
     for (const cpu::Isa& isa : cpu::list_isas(cpu::detect_features()))
@@ -30,7 +30,9 @@ py::dict information(bool fp16_chains) {
     facts["isas_built"] = PYTRAIN_BUILT_ISAS;
     facts["isas_dropped"] = PYTRAIN_DROPPED_ISAS;
     facts["threads"] = cpu::default_threads();
-    facts["blocking"] = blocking_of(kernels);
+    std::string blocking = blocking_of(kernels);
+    if (rocblas) blocking += ", products of the GPU by rocBLAS " + rocblas_version();
+    facts["blocking"] = blocking;
     return facts;
 }
 }  // namespace
@@ -38,9 +40,9 @@ py::dict information(bool fp16_chains) {
 void bind_information(py::module_& module) {
     module.attr("source_hash") = PYTRAIN_SOURCE_HASH;
     module.attr("__version__") = PYTRAIN_VERSION;
-    module.def("information", &information, py::arg("fp16_chains") = false,
+    module.def("information", &information, py::arg("fp16_chains") = false, py::arg("rocblas") = false,
                "Compiler, instruction sets (chosen, available, built, dropped), threads and blocking, as JSON values;\n"
-               "fp16_chains: the blocking of a device with them.");
+               "fp16_chains, rocblas: the blocking of a device with them.");
 }
 
 }  // namespace pytrain

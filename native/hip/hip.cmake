@@ -3,9 +3,14 @@
 #   ON     kernels compiled by hipcc for PYTRAIN_HIP_ARCHITECTURES
 #   SHIM   the same kernel files compiled by the host compiler over tests/hip/shim, and the shim's controls as
 #          _native.hip_shim: for tests only, never for a wheel
-if(PYTRAIN_ROCBLAS)
-  message(FATAL_ERROR "PYTRAIN_ROCBLAS=ON is refused: the kernels' build has no rocBLAS to compile and test against "
-    "(Debian packages none), so that every product goes through native/hip/kernels/matmul.hip.")
+# PYTRAIN_ROCBLAS: runs may ask for rocBLAS's matrix products (`run.hip_products`). A SHIM build always has a stand-in.
+option(PYTRAIN_ROCBLAS "Link rocBLAS, for runs that ask for its matrix products" OFF)
+if(PYTRAIN_ROCBLAS AND NOT PYTRAIN_HIP)
+  message(FATAL_ERROR "PYTRAIN_ROCBLAS=ON needs PYTRAIN_HIP=ON: it is the HIP device that rocBLAS multiplies for.")
+endif()
+set(rocblas_definition "")
+if(PYTRAIN_ROCBLAS OR PYTRAIN_HIP STREQUAL "SHIM")
+  set(rocblas_definition PYTRAIN_ROCBLAS)
 endif()
 set(PYTRAIN_HIP_ARCHITECTURES gfx90a CACHE STRING "GPUs that kernels are compiled for")
 
@@ -15,11 +20,13 @@ file(GLOB hip_headers CONFIGURE_DEPENDS native/hip/*.h native/core/*.h native/de
 
 if(PYTRAIN_HIP STREQUAL "SHIM")
   file(GLOB shim_sources CONFIGURE_DEPENDS tests/hip/shim/*.cpp)
+  list(APPEND shim_sources tests/hip/shim/rocblas/rocblas.cpp)
   target_sources(_native PRIVATE ${hip_sources} ${shim_sources} ${hip_kernels})
-    # Sixteen floats are one value, longjmp crosses stacks on purpose, and registers hold bits of any type. The other sources
+  # Sixteen floats are one value, longjmp crosses stacks on purpose, and registers hold bits of any type. The other sources
   # are compiled as ever, so that a compiler cache knows them.
   set_source_files_properties(${hip_sources} ${hip_kernels} ${shim_sources} PROPERTIES
-    COMPILE_DEFINITIONS PYTRAIN_HIP_SHIM INCLUDE_DIRECTORIES ${CMAKE_SOURCE_DIR}/tests/hip)
+    COMPILE_DEFINITIONS "PYTRAIN_HIP_SHIM;${rocblas_definition}"
+    INCLUDE_DIRECTORIES "${CMAKE_SOURCE_DIR}/tests/hip;${CMAKE_SOURCE_DIR}/tests/hip/shim")
   set_source_files_properties(${hip_sources} ${shim_sources} PROPERTIES
     COMPILE_OPTIONS "-Wno-psabi;-U_FORTIFY_SOURCE;-fno-strict-aliasing")
   set_source_files_properties(${hip_kernels} PROPERTIES
@@ -50,6 +57,12 @@ elseif(PYTRAIN_HIP)
   target_sources(_native PRIVATE ${hip_sources} ${hip_objects})
   target_include_directories(_native SYSTEM PRIVATE ${PYTRAIN_HIP_INCLUDE})
   set_source_files_properties(${hip_sources} native/bindings/bind_hip.cpp PROPERTIES
-    COMPILE_DEFINITIONS "PYTRAIN_HIP;__HIP_PLATFORM_AMD__")
+    COMPILE_DEFINITIONS "PYTRAIN_HIP;__HIP_PLATFORM_AMD__;${rocblas_definition}")
   target_link_libraries(_native PRIVATE ${PYTRAIN_AMDHIP})
+  if(PYTRAIN_ROCBLAS)
+    find_library(PYTRAIN_ROCBLAS_LIBRARY rocblas HINTS ENV ROCM_PATH PATH_SUFFIXES lib REQUIRED)
+    find_path(PYTRAIN_ROCBLAS_INCLUDE rocblas/rocblas.h HINTS ENV ROCM_PATH PATH_SUFFIXES include REQUIRED)
+    target_include_directories(_native SYSTEM PRIVATE ${PYTRAIN_ROCBLAS_INCLUDE})
+    target_link_libraries(_native PRIVATE ${PYTRAIN_ROCBLAS_LIBRARY})
+  endif()
 endif()

@@ -37,12 +37,14 @@ void check_attention(const Attention& attention, const char* operation) {
 
 }  // namespace
 
-HipDevice::HipDevice(int index) : index_(index) {
+HipDevice::HipDevice(int index, bool rocblas) : index_(index) {
+    if (rocblas) static_cast<void>(VendorProducts::version());
     const int count = device_count();
     check(count > 0, "no AMD GPU is visible to this process (hipGetDeviceCount finds none)");
     check(index >= 0 && index < count, "there is no GPU ", index, ": ", count, " visible");
     check_hip(hipSetDevice(index), "cannot use the GPU");
     check_hip(hipGetDeviceProperties(&properties_, index), "cannot read the GPU's properties");
+    if (rocblas) vendor_ = std::make_unique<VendorProducts>();
     memory_ = std::make_unique<HipMemory>(index);
     check_hip(hipStreamCreateWithFlags(&compute_, hipStreamNonBlocking), "cannot create a stream");
     check_hip(hipStreamCreateWithFlags(&communication_, hipStreamNonBlocking), "cannot create a stream");
@@ -50,10 +52,9 @@ HipDevice::HipDevice(int index) : index_(index) {
 }
 
 HipDevice::~HipDevice() {
-    for (hipStream_t stream : {compute_, communication_}) {
-        static_cast<void>(hipStreamSynchronize(stream));
-        static_cast<void>(hipStreamDestroy(stream));
-    }
+    for (hipStream_t stream : {compute_, communication_}) static_cast<void>(hipStreamSynchronize(stream));
+    vendor_.reset();  // which knows a stream
+    for (hipStream_t stream : {compute_, communication_}) static_cast<void>(hipStreamDestroy(stream));
 }
 
 // --- memory ---------------------------------------------------------------------------------------------------------
@@ -157,7 +158,11 @@ void HipDevice::fill(Tensor destination, std::int64_t n, float value, Queue* que
 void HipDevice::matmul(const Matmul& product, Queue* queue) {
     check(!product.residual || product.residual.data != product.c.data,
           "matmul: residual may not be c; accumulate adds to c");
-    launch_matmul(product, floats(kSplitFloats, "matmul"), stream_of(queue));
+    float* const partials = floats(kSplitFloats, "matmul");
+    if (vendor_ && VendorProducts::takes(product))
+        vendor_->matmul(product, partials, stream_of(queue));
+    else
+        launch_matmul(product, partials, stream_of(queue));
     launched("matmul");
 }
 void HipDevice::bias_backward(Tensor dbias, Tensor dy, std::int64_t m, std::int64_t n, std::int64_t ldy, Queue* queue) {

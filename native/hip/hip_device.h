@@ -13,6 +13,7 @@
 
 #include "device.h"
 #include "hip/runtime.h"
+#include "hip/vendor_products.h"
 
 namespace pytrain::hip {
 
@@ -60,7 +61,8 @@ private:
 
 class HipDevice final : public Device {
 public:
-    explicit HipDevice(int index);  // throws Error where there is no such GPU
+    // rocblas: who multiplies (see vendor_products.h). Throws Error where there is no such GPU or library.
+    explicit HipDevice(int index, bool rocblas = false);
     ~HipDevice() override;
     HipDevice(const HipDevice&) = delete;
     HipDevice& operator=(const HipDevice&) = delete;
@@ -137,6 +139,7 @@ private:
     int index_;
     hipDeviceProp_t properties_{};
     std::unique_ptr<HipMemory> memory_;
+    std::unique_ptr<VendorProducts> vendor_;  // null: our own kernels multiply
     hipStream_t compute_ = nullptr, communication_ = nullptr;
     void* workspace_ = nullptr;
     std::size_t workspace_bytes_ = 0;

@@ -12,6 +12,8 @@ constexpr std::int64_t kSplitTiles = 2 * kComputeUnits;  // tiles of sums, at mo
 constexpr std::int64_t kSplitFloats = kSplitTiles * 128 * 128;
 // partials: (kSplitFloats)
 void launch_matmul(const Matmul& product, float* partials, hipStream_t queue);
+// What every product ends with, where its sums (m, n), rows `ld` apart, are there already. ld: a multiple of 128.
+void launch_matmul_end(const Matmul& product, float* sums, std::int64_t ld, hipStream_t queue);
 
 // kernels/attention_forward.hip, attention_backward.hip
 constexpr std::int64_t kLargestHead = 256;

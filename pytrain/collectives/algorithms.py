@@ -35,13 +35,19 @@ def direct_reduce_scatter(wire: Wire, array: Array, bounds: Sequence[int]) -> St
         [request for source, part in incoming.items() for request in wire.receive(part[block], source)]
         for block in blocks
     ]
+    outgoing = [  # not all to the same member at the same time
+        (to, pieces[to][block])
+        for to in ((wire.index + distance) % wire.size for distance in range(1, wire.size))
+        for block in wire.blocks(pieces[to].size, own.itemsize)
+    ]
+    wire.fetch([*(part for _, part in outgoing), *(own[block] for block in blocks)])
     sends = []
-    for distance in range(1, wire.size):  # not all to the same member at the same time
-        to = (wire.index + distance) % wire.size
-        for block in wire.blocks(pieces[to].size, own.itemsize):
-            sends += wire.send(pieces[to][block], to)
+    for to, part in outgoing:
+        yield from wire.ready(part)
+        sends += wire.send(part, to)
     for block, requests in zip(blocks, receives, strict=True):
         yield requests
+        yield from wire.ready(own[block])
         parts = [part[block] for part in incoming.values()]
         wire.merge_in_order(own[block], parts[: wire.index], parts[wire.index :])
     yield sends
@@ -76,10 +82,13 @@ def ring_reduce_scatter(wire: Wire, array: Array, bounds: Sequence[int]) -> Step
     pieces = pieces_of(array, bounds)
     following, preceding = (wire.index + 1) % wire.size, (wire.index - 1) % wire.size
     scratch = wire.scratch(array.dtype, max(piece.size for piece in pieces))
+    order = [pieces[(wire.index - step) % wire.size] for step in range(1, wire.size + 1)]
+    wire.fetch(piece[block] for piece in order for block in wire.blocks(piece.size, array.itemsize))
     first = pieces[preceding]
-    sends = [
-        request for block in wire.blocks(first.size, array.itemsize) for request in wire.send(first[block], following)
-    ]
+    sends = []
+    for block in wire.blocks(first.size, array.itemsize):
+        yield from wire.ready(first[block])
+        sends += wire.send(first[block], following)
     for step in range(2, wire.size + 1):
         piece = pieces[(wire.index - step) % wire.size]
         incoming = scratch[: piece.size]
@@ -87,6 +96,7 @@ def ring_reduce_scatter(wire: Wire, array: Array, bounds: Sequence[int]) -> Step
         receives = [wire.receive(incoming[block], preceding) for block in blocks]
         for block, requests in zip(blocks, receives, strict=True):
             yield requests
+            yield from wire.ready(piece[block])
             wire.merge(piece[block], incoming[block])
             if step < wire.size:
                 sends += wire.send(piece[block], following)

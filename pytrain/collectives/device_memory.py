@@ -1,8 +1,10 @@
 """Arrays in a GPU's memory on their way to MPI: through pinned host memory, or as they are.
 
-"staged" is for any MPI: an operation copies what it sends into a pinned buffer, waits on an event, runs on the host's
-copy, and copies back what others sent. Sums are added there, by the CPU: the numbers are in its memory already, and
-would cross the link to the GPU twice more in every round; the bits are those of ranks on CPUs.
+"staged" is for any MPI: an operation copies what it sends into a pinned buffer, runs on the host's copy, and copies
+back what others sent. The copies run on the communication queue, and are steps of the operation like its messages:
+whoever starts it may compute meanwhile, and where the algorithm sends blocks, the first is on the wire while the next
+are copied. Sums are added there, by the CPU: the numbers are in its memory already, and would cross the link to the
+GPU twice more in every round; the bits are those of ranks on CPUs.
 
 "direct" is for an MPI that knows GPUs: it gets the device's addresses. Sums are added by the device, out of scratch
 in its own memory, so that nothing crosses to the host.
@@ -11,13 +13,15 @@ in its own memory, so that nothing crosses to the host.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from numpy.typing import NDArray
 
+from pytrain.collectives.copies import Copies, Outgoing
 from pytrain.collectives.staging import Staging
-from pytrain.collectives.wire import Limits, Steps, Tools
+from pytrain.collectives.wire import Limits, Steps, Tools, Wire
 from pytrain.errors import UserError
 from pytrain.native import native
 
@@ -26,9 +30,23 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 DeviceBuffers = Literal["staged", "direct"]
+Sending = Literal["parts", "whole", "now"]
+"""How an operation's array leaves the GPU: in the parts and the order that its algorithm asks for (`Wire.fetch`);
+whole, before its first message; or at once, before whoever starts it goes on, where messages must be posted in the
+order in which they were started."""
+STAGED_OPERATIONS = 3
+"""Operations of one group, at most, whose arrays are in pinned memory at a time; of messages between two ranks there
+are as many as the program has under way."""
 WHOLE = (slice(None),)
 NOTHING: tuple[slice, ...] = ()
 MPIX_GPU_SUPPORT_HIP = 2  # of MPICH's mpi_proto.h
+
+
+class Pinned(NamedTuple):
+    """Pinned buffers of one group, all of one size: any of its operations fits in any of them."""
+
+    buffers: int
+    bytes: int
 
 
 class DeviceMemory:
@@ -45,48 +63,68 @@ class DeviceMemory:
         self.staged = how == "staged"
         self.tools = Tools(device, Staging(device), limits, sums_on_device=True)
         """Of operations that MPI is given the device's addresses for."""
-        self._free: list[PinnedBuffer] = []  # the smallest first
+        self._free: defaultdict[str, list[PinnedBuffer]] = defaultdict(list)  # by group, the smallest first
+
+    def reserve(self, groups: Mapping[str, Pinned]) -> None:
+        """Take the pinned buffers of groups, by name, before the first step; others take theirs as they go."""
+        if self.staged:
+            for group, (count, size) in groups.items():
+                self._free[group] = [native().PinnedBuffer(self._device, size) for _ in range(count)]
 
     def holds(self, array: Array) -> bool:
         """Whether an array lies in the device's memory."""
         return self._device.is_device_memory(array)
 
     def through_host(
-        self, array: Array, steps_of: Callable[[Array], Steps], out: Iterable[slice], back: Iterable[slice]
+        self,
+        wire: Wire,
+        array: Array,
+        steps_of: Callable[[Array], Steps],
+        out: Iterable[slice],
+        back: Iterable[slice],
+        group: str,
+        sending: Sending = "whole",
     ) -> Steps:
         """The steps of an operation on a pinned copy of a flat array.
 
         Args:
+            wire: the operation.
             array: belongs to the operation until it ends.
             steps_of: makes the steps that work on the copy.
-            out: what is copied before the first message is given to MPI.
-            back: what is copied when the last one is complete.
+            out: what the operation sends or adds to.
+            back: what is copied when the last message is complete.
+            group: whose buffers are taken.
+            sending: how `out` is copied.
         """
-        buffer = self._take(array.nbytes)
+        buffer = self._take(group, array.nbytes)
         host = buffer.array[: array.nbytes].view(array.dtype)
-        self._copy((host[part], array[part]) for part in out)
+        outgoing = Outgoing(self._device, host, array)
+        if sending == "parts":
+            wire.outgoing = outgoing
+        else:
+            outgoing.fetch(host[part] for part in out)
+            copies = outgoing.all()
+            if copies and sending == "whole":
+                yield copies
+            copies.wait()
         result = yield from steps_of(host)
-        self._copy((array[part], host[part]) for part in back)
-        self._free.append(buffer)
-        self._free.sort(key=lambda free: free.bytes)
+        if any(host[part].size for part in back):
+            for part in back:
+                self._device.start_copy(array[part], host[part])
+            yield Copies([self._device.record_copies()])
+        free = self._free[group]
+        free.append(buffer)
+        free.sort(key=lambda one: one.bytes)
         return result
 
-    def _copy(self, pairs: Iterable[tuple[Array, Array]]) -> None:
-        started = False
-        for to, source in pairs:
-            if to.size:
-                self._device.start_copy(to, source)
-                started = True
-        if started:
-            self._device.finish_copies()
-
-    def _take(self, size: int) -> PinnedBuffer:
+    def _take(self, group: str, size: int) -> PinnedBuffer:
         """The smallest free buffer that fits, else a new one in place of the largest."""
-        for index, buffer in enumerate(self._free):
+        free = self._free[group]
+        for index, buffer in enumerate(free):
             if buffer.bytes >= size:
-                return self._free.pop(index)
-        if self._free:
-            self._free.pop()
+                return free.pop(index)
+        if free:
+            free.pop()
         taken: PinnedBuffer = native().PinnedBuffer(self._device, size)
         return taken
 

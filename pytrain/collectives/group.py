@@ -1,6 +1,6 @@
 """What a rank does together with others, and the group of one, for which all of it is nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from pytrain.errors import UserError
 
 if TYPE_CHECKING:
     from pytrain._native import Device
+    from pytrain.collectives.device_memory import Pinned
 
 T = TypeVar("T")
 Array = NDArray[Any]
@@ -204,6 +205,9 @@ class Group:
 
     def use_device(self, device: "Device") -> None:
         """Say what all groups of this process compute on: arrays in a GPU's memory take another way to MPI."""
+
+    def reserve_pinned(self, groups: "Mapping[str, Pinned]") -> None:
+        """Take the pinned host memory of this process's groups, by name, that staged operations pass through."""
 
     def poll(self) -> None:
         """Move on what is under way in all groups of this process, without waiting."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -11,7 +12,15 @@ import numpy as np
 from pytrain.collectives import algorithms, mpi_transport
 from pytrain.collectives.checking import compare, receive_checked, send_checked
 from pytrain.collectives.counters import Counters
-from pytrain.collectives.device_memory import NOTHING, WHOLE, DeviceMemory, outside
+from pytrain.collectives.device_memory import (
+    NOTHING,
+    STAGED_OPERATIONS,
+    WHOLE,
+    DeviceMemory,
+    Pinned,
+    Sending,
+    outside,
+)
 from pytrain.collectives.group import Array, Group, Handle
 from pytrain.collectives.journal import CollectiveMismatchError, History, Journal, differences
 from pytrain.collectives.mpi_transport import MpiTransport
@@ -54,6 +63,7 @@ ALL_GATHER = {
 BROADCAST = {"tree": algorithms.tree_broadcast, "mpi": mpi_transport.mpi_broadcast}
 
 
+IN_PARTS = ("direct", "ring")  # sums that say in which order they read an array
 MOST_PLANS = 1024  # kept per group: a step in its stride needs far fewer
 
 
@@ -64,6 +74,7 @@ class _Plan(NamedTuple):
     half: str | None
     text: str
     """The operation's name in histories and journals."""
+    sending: Sending
 
 
 class MpiGroup(Group):
@@ -93,6 +104,7 @@ class MpiGroup(Group):
         self._permitted: set[tuple[str, str, str | None]] = set()
         self._each = process.settings.check == "each"
         self._overlap = process.settings.overlap
+        self._staged: deque[Handle] = deque()  # collectives on pinned copies, the oldest first
         self._plans = lru_cache(maxsize=MOST_PLANS)(self._plan)
         process.journal.histories[self._key] = self._history
 
@@ -145,7 +157,7 @@ class MpiGroup(Group):
         flat = _flat(array)
         plan = self._plans(flat.dtype.char, flat.size, half, operation, algorithm)
         wire = self._wire("all_reduce", plan.half, operation)
-        steps = self._steps(wire, flat, partial(plan.call, wire), WHOLE, WHOLE)
+        steps = self._steps(wire, flat, partial(plan.call, wire), WHOLE, WHOLE, plan.sending)
         return self._start(wire, steps, flat.nbytes, plan.text, wait)
 
     def _plan(
@@ -160,7 +172,9 @@ class MpiGroup(Group):
             call = partial(algorithms.two_level, nodes=self._nodes())
         else:
             call = ALL_REDUCE[self._allowed(name, "all_reduce", half)]
-        return _Plan(call, half, f"all_reduce {half or kind} x {elements} {operation} by {name}")
+        return _Plan(
+            call, half, f"all_reduce {half or kind} x {elements} {operation} by {name}", _sending(name, sums=True)
+        )
 
     def start_reduce_scatter(
         self,
@@ -175,7 +189,9 @@ class MpiGroup(Group):
         wire = self._wire("reduce_scatter", half)
         call = REDUCE_SCATTER[self._allowed(name, "reduce_scatter", half)]
         own = slice(cuts[self.rank], cuts[self.rank + 1])
-        steps = self._steps(wire, flat, lambda array: call(wire, array, cuts), WHOLE, (own,))
+        steps = self._steps(
+            wire, flat, lambda array: call(wire, array, cuts), WHOLE, (own,), _sending(name, sums=True)
+        )
         return self._start_named(wire, steps, flat, f"by {name}")
 
     def start_all_gather(
@@ -187,7 +203,8 @@ class MpiGroup(Group):
         wire = self._wire("all_gather")
         call = ALL_GATHER[self._allowed(name, "all_gather", None)]
         own = slice(cuts[self.rank], cuts[self.rank + 1])
-        steps = self._steps(wire, flat, lambda array: call(wire, array, cuts), (own,), outside(own, flat.size))
+        back = outside(own, flat.size)
+        steps = self._steps(wire, flat, lambda array: call(wire, array, cuts), (own,), back, _sending(name))
         return self._start_named(wire, steps, flat, f"by {name}")
 
     def start_broadcast_array(self, array: Array, root: int = 0, algorithm: str | None = None) -> Handle:
@@ -196,7 +213,7 @@ class MpiGroup(Group):
         wire = self._wire("broadcast")
         call, source = BROADCAST[self._allowed(name, "broadcast", None)], self._member(root)
         out, back = (WHOLE, NOTHING) if self.rank == root else (NOTHING, WHOLE)
-        steps = self._steps(wire, flat, lambda array: call(wire, array, source), out, back)
+        steps = self._steps(wire, flat, lambda array: call(wire, array, source), out, back, _sending(name))
         return self._start_named(wire, steps, flat, f"from {root} by {name}")
 
     def start_send(self, array: Array, to: int, tag: int = 0) -> Handle:
@@ -209,10 +226,10 @@ class MpiGroup(Group):
             header = self._wire("check", tag=tag)
             described = f"{stream.count}: {text}"
             steps = self._steps(
-                wire, flat, lambda array: send_checked(header, array, to, described, wire), WHOLE, NOTHING
+                wire, flat, lambda array: send_checked(header, array, to, described, wire), WHOLE, NOTHING, "now"
             )
         else:
-            steps = self._steps(wire, flat, lambda array: _one(lambda: wire.send(array, to)), WHOLE, NOTHING)
+            steps = self._steps(wire, flat, lambda array: _one(lambda: wire.send(array, to)), WHOLE, NOTHING, "now")
         return self._run(wire, steps, flat.nbytes, f"{text} to {self.ranks[to]} tag {tag}")
 
     def start_receive(self, array: Array, source: int, tag: int = 0) -> Handle:
@@ -230,9 +247,12 @@ class MpiGroup(Group):
                 lambda array: receive_checked(header, array, source, described, wire, self._key, rank),
                 NOTHING,
                 WHOLE,
+                "now",
             )
         else:
-            steps = self._steps(wire, flat, lambda array: _one(lambda: wire.receive(array, source)), NOTHING, WHOLE)
+            steps = self._steps(
+                wire, flat, lambda array: _one(lambda: wire.receive(array, source)), NOTHING, WHOLE, "now"
+            )
         shown = f"receive {_name(flat.dtype)} x {flat.size} from {self.ranks[source]} tag {tag}"
         return self._run(wire, steps, flat.nbytes, shown)
 
@@ -268,6 +288,10 @@ class MpiGroup(Group):
         self.process.device_memory = (
             None if device.name == "cpu" else DeviceMemory(device, settings.device_buffers, settings.limits)
         )
+
+    def reserve_pinned(self, groups: Mapping[str, Pinned]) -> None:
+        if self.process.device_memory is not None:
+            self.process.device_memory.reserve(groups)
 
     def poll(self) -> None:
         self.process.progress.poll()
@@ -346,13 +370,15 @@ class MpiGroup(Group):
         steps_of: Callable[[Array], Steps],
         out: Sequence[slice],
         back: Sequence[slice],
+        sending: Sending,
     ) -> Steps:
         """The steps of an operation on an array; see `DeviceMemory` for one in a GPU's memory."""
         memory = self.process.device_memory
         if memory is None or not memory.holds(flat):
             return steps_of(flat)
         if memory.staged:
-            return memory.through_host(flat, steps_of, out, back)
+            wire.staged = True
+            return memory.through_host(wire, flat, steps_of, out, back, self.name, sending)
         wire.tools = memory.tools
         return steps_of(flat)
 
@@ -367,7 +393,13 @@ class MpiGroup(Group):
         if self._each:
             header = self._wire("check", tag=wire.tag)
             steps = compare(header, self._key, self.ranks, f"{collective.count}: {text}", steps)
-        return self._run(wire, steps, size, text, wait)
+        if not wire.staged:
+            return self._run(wire, steps, size, text, wait)
+        while len(self._staged) >= STAGED_OPERATIONS:  # all members wait for the same ones, as they start the same
+            self._staged.popleft().wait()
+        handle = self._run(wire, steps, size, text, wait)
+        self._staged.append(handle)
+        return handle
 
     def _run(self, wire: Wire, steps: Steps, size: int, text: str, wait: bool = False) -> Handle:
         process = self.process
@@ -415,6 +447,13 @@ def world_group(settings: Settings, communicator: MPI.Intracomm, nodes: Sequence
 @cache
 def _name(dtype: np.dtype[Any]) -> str:
     return str(dtype)  # which takes NumPy longer than the rest of starting an operation
+
+
+def _sending(name: str, sums: bool = False) -> Sending:
+    """How an array leaves a GPU for an algorithm: MPI's own must start in one order on all ranks."""
+    if name == "mpi":
+        return "now"
+    return "parts" if sums and name in IN_PARTS else "whole"
 
 
 def _one(post: Callable[[], list[Any]]) -> Steps:

@@ -4,6 +4,7 @@ import threading
 import time
 from typing import Any
 
+from pytrain.collectives.copies import Copies
 from pytrain.collectives.counters import Counters
 from pytrain.collectives.journal import Entry, Journal
 from pytrain.collectives.wire import Request, Steps, Transport, Wire
@@ -144,7 +145,7 @@ class Progress:
                 while True:
                     requests = next(steps)
                     if requests:
-                        self.transport.wait_all(requests)
+                        self._wait_all(requests)
                         journal.last_move = journal.clock()
         except StopIteration as stop:
             result = stop.value
@@ -164,7 +165,7 @@ class Progress:
     def _poll(self) -> bool:
         moved = False
         for handle in self._active:
-            while not handle.done and self.transport.test_all(handle.requests):
+            while not handle.done and self._test_all(handle.requests):
                 handle.advance(self.journal, handle.wire.counters)
                 moved = True
         if moved:
@@ -176,13 +177,31 @@ class Progress:
         with self._lock:
             while not handle.done:
                 if len(self._active) == 1:
-                    self.transport.wait_all(handle.requests)
+                    self._wait_all(handle.requests)
                     handle.advance(self.journal, handle.wire.counters)
                     if handle.done:
                         self._active.clear()
                 else:
-                    self.transport.wait_some([r for active in self._active for r in active.requests])
+                    self._wait_some()
                     self._poll()
+
+    def _wait_some(self) -> None:
+        """Return when something of what is under way has arrived: the next copy, which no other rank holds up."""
+        waiting = [active.requests for active in self._active]
+        copies = next((requests for requests in waiting if isinstance(requests, Copies)), None)
+        if copies is not None:
+            copies.wait()
+        else:
+            self.transport.wait_some([request for requests in waiting for request in requests])
+
+    def _test_all(self, requests: list[Request]) -> bool:
+        return requests.done() if isinstance(requests, Copies) else self.transport.test_all(requests)
+
+    def _wait_all(self, requests: list[Request]) -> None:
+        if isinstance(requests, Copies):
+            requests.wait()
+        else:
+            self.transport.wait_all(requests)
 
     def close(self) -> None:
         """End the thread. Operations that are under way stay so."""

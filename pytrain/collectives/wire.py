@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pytrain.collectives.copies import Outgoing
 from pytrain.collectives.staging import Block, Staging
 from pytrain.collectives.sums import Operation, add_halves_in_order, merge, merge_in_order
 
@@ -21,7 +22,8 @@ Array = NDArray[Any]
 Request = Any
 """Whatever the transport gives for a message on its way."""
 Steps = Generator[list[Request], None, Any]
-"""A collective operation: yields the messages that must be complete before it goes on; returns its result."""
+"""A collective operation: yields the messages that must be complete before it goes on (or `Copies`); returns its
+result."""
 
 
 class Transport(Protocol):
@@ -82,7 +84,7 @@ class Wire:  # made for every operation, so that it is kept light
 
     __slots__ = (
         *("transport", "members", "index", "size", "tag", "tools", "counters", "kind", "half", "operation"),
-        *("alone", "_taken"),
+        *("alone", "staged", "outgoing", "_taken"),
     )
 
     def __init__(
@@ -109,6 +111,10 @@ class Wire:  # made for every operation, so that it is kept light
         self.operation = operation
         self.alone = False
         """Whether nothing else is under way in this process and the caller waits: steps may then block in MPI."""
+        self.staged = False
+        """Whether the array is a pinned copy of one in a GPU's memory."""
+        self.outgoing: Outgoing | None = None
+        """Of an array in a GPU's memory whose algorithm says in which order its parts are needed on the host."""
         self._taken: list[Block] = []
 
     def subset(self, indices: Sequence[int]) -> Wire:
@@ -130,6 +136,16 @@ class Wire:  # made for every operation, so that it is kept light
     def others(self) -> list[int]:
         """Indices of the other members, in order."""
         return [index for index in range(self.size) if index != self.index]
+
+    def fetch(self, parts: Iterable[Array]) -> None:
+        """Say what of the operation's array will be read, in this order: from a GPU's memory it must come first."""
+        if self.outgoing is not None:
+            self.outgoing.fetch(parts)
+
+    def ready(self, part: Array) -> Steps:
+        """Wait until a part of what was fetched may be read."""
+        if self.outgoing is not None and (missing := self.outgoing.missing(part)):
+            yield missing
 
     def send(self, array: Array, to: int) -> list[Request]:
         """Start to send to member `to`; nothing is sent for an empty array."""

@@ -301,6 +301,15 @@ def _direct_buffers_of_a_gpu(device_buffers: str, device: str) -> str | None:
     )
 
 
+def _products_of_a_gpu(hip_products: str, device: str) -> str | None:
+    if hip_products == "own" or device == "hip":
+        return None
+    return (
+        f'run.hip_products "{hip_products}" is about products on a GPU, and run.device is "{device}"; remove it, or '
+        'set run.device to "hip"'
+    )
+
+
 RUN_CHECKS = (
     *MODEL_CHECKS,
     Check(("data.sequence_length", "model.context"), _sequence_fits),
@@ -331,4 +340,5 @@ RUN_CHECKS = (
     Check(("run.device", "model.head_size"), head_fits_hip),
     Check(("precision.fp16_sums", "precision.dtype", "run.device"), _chains_of_fp16),
     Check(("collectives.device_buffers", "run.device"), _direct_buffers_of_a_gpu),
+    Check(("run.hip_products", "run.device"), _products_of_a_gpu),
 )

@@ -32,6 +32,11 @@ class RunSection(Section):
         description="Where to compute: cpu, or hip for the first AMD GPU that each rank sees "
         "(in a build with PYTRAIN_HIP=ON).",
     )
+    hip_products: Literal["own", "rocblas"] = Field(
+        default="own",
+        description="Who multiplies matrices on a GPU: own kernels, or rocblas (in a build with PYTRAIN_ROCBLAS=ON), "
+        "whose order of addition is its own affair.",
+    )
     deterministic: Literal[True] = Field(
         default=True,
         description="The same run twice gives the same bits. There is no other mode; the key records it.",

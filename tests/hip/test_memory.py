@@ -9,9 +9,13 @@ from safetensors.numpy import load_file
 
 from pytrain import _native
 from pytrain.checkpoint.parts import Part, Snapshot
+from pytrain.collectives.copies import Copies
+from pytrain.collectives.counters import Counters
 from pytrain.collectives.device_memory import NOTHING, WHOLE, DeviceMemory, outside
-from pytrain.collectives.wire import Limits
+from pytrain.collectives.staging import Staging
+from pytrain.collectives.wire import Limits, Tools, Wire
 from tests import runs
+from tests.parallel.mailbox import Mailbox, MailboxTransport
 
 ROCM, ROCM_HOST = 10, 11
 
@@ -88,8 +92,18 @@ def test_steps_through_the_host(device: _native.Device, random: np.random.Genera
         return "result"
 
     own = slice(10, 20)
-    running = memory.through_host(buffer.array, steps, (own,), outside(own, 30))
+    cpu = _native.CpuDevice(threads=1)
+    wire = Wire(
+        MailboxTransport(Mailbox(), 0), range(2), 0, 0, Tools(cpu, Staging(cpu), Limits()), Counters(), "test"
+    )
+    running = memory.through_host(wire, buffer.array, steps, (own,), outside(own, 30), "dp")
+    assert isinstance(next(running), Copies)  # which nobody has waited for
+    assert seen == []
     assert next(running) == ["posted"]
+    back = next(running)
+    assert isinstance(back, Copies)
+    assert np.array_equal(buffer.array, before)
+    back.wait()
     with pytest.raises(StopIteration, match="result"):
         next(running)
     assert np.array_equal(seen[0][own], before[own])
@@ -97,7 +111,7 @@ def test_steps_through_the_host(device: _native.Device, random: np.random.Genera
     wanted[own] = before[own]
     assert np.array_equal(buffer.array, wanted)
     held = device.bytes_in_use("staging")
-    list(memory.through_host(buffer.array, lambda host: iter(()), WHOLE, NOTHING))  # type: ignore[arg-type,return-value]
+    list(memory.through_host(wire, buffer.array, lambda host: iter(()), WHOLE, NOTHING, "dp"))  # type: ignore[arg-type,return-value]
     assert device.bytes_in_use("staging") == held  # the buffer was kept
 
 

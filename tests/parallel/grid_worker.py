@@ -1,6 +1,6 @@
 """Runs under mpiexec: trains the same small model on one grid after another, and compares with one process.
 
-    mpiexec -n 4 python -m tests.parallel.grid_worker CASES.json RESULTS.json [staged|direct]
+    mpiexec -n 4 python -m tests.parallel.grid_worker CASES.json RESULTS.json [staged|direct [auto|thread|test]]
 
 Each case is an object with the keys of `[parallel]`, a `shape` (see SHAPES) and optionally `recompute`, `steps` and
 `fails on`, a rank that raises. Rank 0 writes a list of results; the test that started this decides.
@@ -105,6 +105,7 @@ def train(case: dict[str, Any], world: Group, grid: bool) -> dict[str, Any]:
     held = {kind: model.device.bytes_in_use(kind) for kind in planned}
     return {
         "memory": held == planned,
+        "bytes": {kind: (held[kind], planned[kind]) for kind in planned},
         "losses": losses,
         "evaluated": evaluated.loss,
         "gradients": gradients,
@@ -200,6 +201,7 @@ def compare(case: dict[str, Any], ranks: list[dict[str, Any]], alone: dict[str, 
         "worst": worst,
         "drift": (drifted / moved) ** 0.5,
         "memory": all(rank["memory"] for rank in ranks),
+        "bytes": [rank["bytes"] for rank in ranks],
         "same_losses": all(rank["losses"] == ranks[0]["losses"] for rank in ranks),
         "executed": all(rank["executed"] == rank["program"] for rank in ranks),
         "in_flight": [rank["in_flight"] for rank in ranks],
@@ -220,7 +222,8 @@ def main(world: Group) -> None:
         if world.rank == 0:
             key = (case["shape"], case.get("dtype", "fp32"))
             alone.setdefault(key, train(case, Group(), grid=False))
-            results.append(compare(case, [rank for rank in ranks if rank is not None], alone[key]))
+            result = compare(case, [rank for rank in ranks if rank is not None], alone[key])
+            results.append(result | {"progress": world.progress.split(":")[0]})
         world.barrier()
     if world.rank == 0:
         Path(sys.argv[2]).write_text(json.dumps(results), encoding="utf-8")
@@ -228,4 +231,5 @@ def main(world: Group) -> None:
 
 if __name__ == "__main__":
     how: Any = sys.argv[3] if len(sys.argv) > 3 else "staged"  # for arrays in a GPU's memory
-    run_worker(main, Settings(own=True, check="each", device_buffers=how))
+    progress: Any = sys.argv[4] if len(sys.argv) > 4 else "auto"
+    run_worker(main, Settings(own=True, check="each", device_buffers=how, progress=progress))

@@ -282,6 +282,12 @@ std::int64_t slices_of(std::int64_t tiles, std::int64_t steps, bool wide) {
     return best;
 }
 
+void launch_add_slices(const MatmulArguments& arguments, hipStream_t queue) {
+    const Matmul& product = arguments.product;
+    const dim3 blocks(static_cast<unsigned>(ceil_div(product.m * ceil_div(product.n, kOctet), kThreads)));
+    PYTRAIN_LAUNCH(add_slices_kernel, blocks, queue, arguments);
+}
+
 void launch_matmul(const Matmul& product, float* partials, hipStream_t queue) {
     if (product.m == 0 || product.n == 0) return;
     MatmulArguments arguments{};
@@ -304,9 +310,17 @@ void launch_matmul(const Matmul& product, float* partials, hipStream_t queue) {
         launch_format<Format::bf16>(arguments, along_a, along_b, queue);
     else
         launch_format<Format::fp16>(arguments, along_a, along_b, queue);
-    if (arguments.slices == 1) return;
-    const dim3 blocks(static_cast<unsigned>(ceil_div(product.m * ceil_div(product.n, kOctet), kThreads)));
-    PYTRAIN_LAUNCH(add_slices_kernel, blocks, queue, arguments);
+    if (arguments.slices > 1) launch_add_slices(arguments, queue);
+}
+
+void launch_matmul_end(const Matmul& product, float* sums, std::int64_t ld, hipStream_t queue) {
+    MatmulArguments arguments{};
+    arguments.product = product;
+    arguments.tiles_m = ceil_div(product.m, kTile);
+    arguments.tiles_n = ld / kTile;
+    arguments.slices = 1;
+    arguments.partials = sums;
+    launch_add_slices(arguments, queue);
 }
 
 }  // namespace pytrain::hip

@@ -1,5 +1,6 @@
 // _native.hip_shim: how tests drive the shim and ask what it saw.
 #include "bindings/bind.h"
+#include "rocblas/rocblas.h"
 #include "shim/selftest.h"
 #include "shim/streams.h"
 
@@ -28,17 +29,21 @@ void bind_hip_shim(py::module_& module) {
         py::arg("kernel"), py::arg("file"), py::arg("line"),
         "From now on this barrier is not there in kernels whose symbol has `kernel` in it.");
     shim.def(
-        "exchange_rows",
-        [](const std::string& kernel) { shim::set_fault({shim::Fault::Kind::rows, kernel, "", 0}); }, py::arg("kernel"),
+        "exchange_rows", [](const std::string& kernel) { shim::set_fault({shim::Fault::Kind::rows, kernel, "", 0}); },
+        py::arg("kernel"),
         "From now on matrix products exchange rows 4 and 5 in kernels whose symbol has `kernel` in it.");
     shim.def("no_fault", [] { shim::set_fault({}); }, "As it should be.");
-    shim.def("barriers_reached", [] {
-        std::vector<std::tuple<std::string, std::string, int>> sites;
-        for (const shim::BarrierSite& site : shim::barriers_reached())
-            sites.emplace_back(site.kernel, site.file, site.line);
-        return sites;
-    }, "(symbol, file, line) of every barrier that a kernel reached so far.");
+    shim.def(
+        "barriers_reached",
+        [] {
+            std::vector<std::tuple<std::string, std::string, int>> sites;
+            for (const shim::BarrierSite& site : shim::barriers_reached())
+                sites.emplace_back(site.kernel, site.file, site.line);
+            return sites;
+        },
+        "(symbol, file, line) of every barrier that a kernel reached so far.");
     shim.def("set_devices", &shim::set_devices, py::arg("count"), "How many GPUs there seem to be.");
+    shim.def("rocblas_products", &shim::rocblas_products, "How many products the stand-in for rocBLAS was asked for.");
     shim.def("launched_kernels", &shim::launched_kernels, "Mangled names of all kernels launched so far.");
     shim.def("counts", [] {
         const shim::Counts counts = shim::counts();

@@ -5,8 +5,17 @@
 #include <cstring>
 #include <deque>
 #include <memory>
+#include <mutex>
 
 namespace pytrain::shim {
+
+// Held by whoever queues work or runs it: a progress thread waits for copies while kernels are waited for elsewhere.
+// There is one machine, so that work of two streams takes turns. Work may wait for another stream's: hence recursive.
+std::recursive_mutex& machine_mutex() {
+    static std::recursive_mutex one;
+    return one;
+}
+using Turn = std::lock_guard<std::recursive_mutex>;
 
 // Work in order. `done` counts what ran since the beginning, `queued` what was ever queued.
 struct Stream {
@@ -14,6 +23,7 @@ struct Stream {
     std::int64_t queued = 0, done = 0;
 
     void run_until(std::int64_t end) {
+        const Turn turn(machine_mutex());
         while (done < end) {
             const std::function<void()> next = std::move(work.front());
             work.pop_front();
@@ -24,6 +34,7 @@ struct Stream {
 };
 
 void enqueue(Stream* stream, std::function<void()> work) {
+    const Turn turn(machine_mutex());
     stream->work.push_back(std::move(work));
     ++stream->queued;
 }
@@ -126,11 +137,17 @@ hipError_t hipEventCreateWithFlags(hipEvent_t* event, unsigned) {
     return hipSuccess;
 }
 hipError_t hipEventRecord(hipEvent_t event, hipStream_t stream) {
+    const pytrain::shim::Turn turn(pytrain::shim::machine_mutex());
     *event = {stream, stream->queued};
     return hipSuccess;
 }
+// Time passes while somebody looks: each look that finds work undone gets one piece of it done, for the next look.
 hipError_t hipEventQuery(hipEvent_t event) {
-    return event->stream->done >= event->position ? hipSuccess : hipErrorNotReady;
+    const pytrain::shim::Turn turn(pytrain::shim::machine_mutex());
+    hipStream_t const stream = event->stream;
+    if (stream->done >= event->position) return outcome();
+    stream->run_until(stream->done + 1);
+    return hipErrorNotReady;
 }
 hipError_t hipEventSynchronize(hipEvent_t event) {
     event->stream->run_until(event->position);
