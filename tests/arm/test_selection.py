@@ -71,3 +71,18 @@ def test_bf16_without_sve(arm: Machine) -> None:
     assert facts["information"]["isas_available"] == ["neon_bf16", "neon", "scalar"]
     assert (facts["features"]["neon_bf16"], facts["features"]["sve_bf16"]) == (True, False)
     assert_words(facts, {"neon_bf16": (2, 2), "neon": (1, 1)})
+
+
+def test_info_says_what_it_would_choose(arm: Machine) -> None:
+    text = arm.run("a64fx", "-m", "pytrain", "info")
+    facts = dict(line.split(":", 1) for line in text.splitlines())
+    for name, found in {
+        "vectors": "SVE of 512 bits (A64FX), without bf16 products; cache lines of 256 bytes",
+        "native isa": "sve",
+        "native blocking": "tile 12x32, block 84x256x160",
+        "ranks per node": "4 of 12 threads, one per core memory group of an A64FX",
+        "fp16 sums": '"chains" is there',
+        "rank map": "parallel.tp up to 4 stays on a node",
+    }.items():
+        assert found in facts[name]
+    assert "core groups" in facts

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -81,10 +81,18 @@ def check_ranks(ranks: int, module: str, *arguments: str, timeout: float = LONGE
 def run_worker(main: Callable[[Group], None], settings: Settings) -> None:
     """In a rank: run `main` on the group of all ranks; an exception in one ends all of them, with its traceback.
 
-    Without a watchdog: rank 0 may train alone for long, and `run_ranks` has a limit of its own.
+    The group is made without the launch of a run, which warns and refuses what tests may do.
     """
-    with launch.world(replace(settings, watchdog_seconds=0.0)) as world:
+    from mpi4py import MPI
+
+    from pytrain.collectives.mpi_group import world_group
+
+    try:
+        world = world_group(settings, MPI.COMM_WORLD)
         main(world)
+        world.close()
+    except BaseException as error:
+        launch._Ranks(MPI.COMM_WORLD).abort(error)
 
 
 @contextmanager
