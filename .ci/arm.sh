@@ -37,6 +37,7 @@ bf16_products() {
     kernels "$1" "$2" "$products::test_packing_of_pairs" "${sizes}[fp32-True-False-True-$2]" \
         "${sizes}[bf16-False-True-False-$2]" "$products::test_extremes" "$products::test_both_peaks_count_what_they_did" \
         "tests/native/test_attention.py::test_storage_types[bf16-$2]" \
+        "tests/native/test_attention.py::test_gradients_of_later_queries_alone[bf16-$2]" \
         "tests/native/test_attention_ways.py::test_both_ways_with_an_offset[bf16-$2]"
 }
 
