@@ -25,9 +25,13 @@ job() {
 
 # The tests of kernels, products and attention with one table on one CPU: `kernels CPU TABLE tests and options...`.
 kernels() {
-    local cpu=$1 table=$2
+    local cpu=$1 table=$2 name=$1
     shift 2
-    job "$cpu" "$machine/bin/python-$cpu" -m pytest -q -p no:cacheprovider --junitxml="$work/results/arm_$cpu.xml" \
+    case $table in
+        sve) table="sve and not sve_bf16" ;;
+        *_bf16) name=${cpu}_bf16 ;;
+    esac
+    job "$name" "$machine/bin/python-$cpu" -m pytest -q -p no:cacheprovider --junitxml="$work/results/arm_$name.xml" \
         -k "$table and not threads_do_not_change and not more_than_one_region" "$@"
 }
 short=(tests/native/test_kernels.py tests/native/test_matmul.py::test_packing
@@ -35,6 +39,16 @@ short=(tests/native/test_kernels.py tests/native/test_matmul.py::test_packing
     tests/native/test_fp16_chains.py)
 whole=(tests/native/test_kernels.py tests/native/test_matmul.py tests/native/test_attention.py
     tests/native/test_fp16_chains.py)
+# A table that adds products of bf16 has its rows and fp32 products from the plain one: `bf16_products CPU TABLE`.
+bf16_products() {
+    local products=tests/native/test_bf16_products.py
+    local sizes=$products::test_every_transpose_and_size
+    kernels "$1" "$2" "$products::test_packing_of_pairs" "${sizes}[fp32-True-False-True-$2]" \
+        "${sizes}[bf16-False-True-False-$2]" "$products::test_extremes" "$products::test_both_peaks_count_what_they_did" \
+        "tests/native/test_attention.py::test_storage_types[bf16-$2]" \
+        "tests/native/test_attention.py::test_gradients_of_later_queries_alone[bf16-$2]" \
+        "tests/native/test_attention_ways.py::test_both_ways_with_an_offset[bf16-$2]"
+}
 
 kernels a64fx sve "${whole[@]}"
 job counts pytest_phase arm_counts tests/arm/test_counts.py --arm "$machine"
@@ -42,5 +56,7 @@ job package pytest_phase arm tests/arm --ignore=tests/arm/test_counts.py tests/t
     tests/test_arm_instructions.py --arm "$machine"
 for bits in 128 256 1024 2048; do kernels "sve$bits" sve "${short[@]}"; done
 kernels neoverse-n1 "(neon or test_threads)" "${short[@]}" tests/native/test_threads.py
+for bits in 128 256 2048; do bf16_products "sve$bits" sve_bf16; done
+bf16_products neon-bf16 neon_bf16
 wait
 [ ! -e "$work/arm_failed" ]
