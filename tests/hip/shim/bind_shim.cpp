@@ -9,6 +9,7 @@ namespace pytrain {
 
 void bind_hip_shim(py::module_& module) {
     py::module_ shim = module.def_submodule("hip_shim", "Kernels of the HIP device on the CPU; see tests/hip/shim.");
+    shim.attr("lanes") = shim::kLanes;
     shim.def(
         "set_order",
         [](const std::string& order, std::uint64_t seed) {
@@ -28,16 +29,19 @@ void bind_hip_shim(py::module_& module) {
         py::arg("kernel"), py::arg("file"), py::arg("line"),
         "From now on this barrier is not there in kernels whose symbol has `kernel` in it.");
     shim.def(
-        "exchange_rows",
-        [](const std::string& kernel) { shim::set_fault({shim::Fault::Kind::rows, kernel, "", 0}); }, py::arg("kernel"),
-        "From now on matrix products exchange rows 4 and 5 in kernels whose symbol has `kernel` in it.");
+        "exchange_rows", [](const std::string& kernel) { shim::set_fault({shim::Fault::Kind::rows, kernel, "", 0}); },
+        py::arg("kernel"),
+        "From now on matrix instructions exchange rows 4 and 5 in kernels whose symbol has `kernel` in it.");
     shim.def("no_fault", [] { shim::set_fault({}); }, "As it should be.");
-    shim.def("barriers_reached", [] {
-        std::vector<std::tuple<std::string, std::string, int>> sites;
-        for (const shim::BarrierSite& site : shim::barriers_reached())
-            sites.emplace_back(site.kernel, site.file, site.line);
-        return sites;
-    }, "(symbol, file, line) of every barrier that a kernel reached so far.");
+    shim.def(
+        "barriers_reached",
+        [] {
+            std::vector<std::tuple<std::string, std::string, int>> sites;
+            for (const shim::BarrierSite& site : shim::barriers_reached())
+                sites.emplace_back(site.kernel, site.file, site.line);
+            return sites;
+        },
+        "(symbol, file, line) of every barrier that a kernel reached so far.");
     shim.def("set_devices", &shim::set_devices, py::arg("count"), "How many GPUs there seem to be.");
     shim.def("launched_kernels", &shim::launched_kernels, "Mangled names of all kernels launched so far.");
     shim.def("counts", [] {
@@ -47,7 +51,7 @@ void bind_hip_shim(py::module_& module) {
         result["blocks"] = counts.blocks;
         result["barriers"] = counts.barriers;
         result["divergent_barriers"] = counts.divergent_barriers;
-        result["mfma"] = counts.mfma;
+        result["products"] = counts.products;
         return result;
     });
     shim.def("reverse", &shim::reverse, py::arg("values"), py::arg("with_barrier"),
