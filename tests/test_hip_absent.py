@@ -9,7 +9,10 @@ from pytrain.errors import UserError
 from pytrain.native import open_device
 from tests import runs
 
-REASON = r'run.device = "hip": (GPU 0 cannot be used: this build has no HIP|no AMD GPU is visible to this process)'
+REASON = (
+    r'run.device = "hip": '
+    r"(GPU 0 cannot be used: this build has no HIP|no (AMD|NVIDIA) GPU is visible to this process)"
+)
 
 
 def test_a_device_that_is_not_there() -> None:

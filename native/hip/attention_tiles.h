@@ -23,6 +23,7 @@ struct Head {
     static constexpr int kBlocks = (depth + 31) / 32;  // 32-row blocks of a product with `depth` rows
     static constexpr int kStride = kChunks | 1;        // chunks between rows in LDS: odd, so that banks are shared out
     static constexpr int kRowsChunks = kTileRows * kStride;
+    static constexpr std::size_t kRowsBytes = kRowsChunks * sizeof(Chunk);
     static constexpr int kColumnStride = 5;  // of the transposed tile: 32 keys of 16 bits, and a gap
     static constexpr int kColumnsChunks = kFull ? 1 : depth * kColumnStride;
     static constexpr int kTasks = kTileRows / 2 * kChunks;  // chunks of row pairs

@@ -1,9 +1,9 @@
-// The one place that knows who compiles the kernels: hipcc for AMD GPUs, nvcc (kernels without matrix units only), or
-// the host compiler over the shim of tests/hip/shim, which runs them on the CPU. Kernels are written against this page
-// alone.
+// The one place that knows who compiles the kernels: hipcc for AMD GPUs, nvcc for NVIDIA's, or the host compiler over
+// the shim of tests/hip/shim, which runs them on the CPU. Kernels are written against this page alone.
 //
-// A block has up to 256 threads along x. A wave has kWave lanes that run together; shuffles and matrix products are
-// exchanges between them, and every lane of a wave must reach them, as every thread of a block must reach a barrier.
+// A block has up to 256 threads along x. A wave has 64 lanes; shuffles and matrix products are exchanges between them,
+// and every lane of a wave must reach them, as every thread of a block must reach a barrier. On AMD GPUs its lanes run
+// together; on NVIDIA's it is two warps of 32 (PYTRAIN_WARPS, compat_warps.h), which the shim can be, too.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -12,6 +12,13 @@
 #include "device.h"
 #include "hip/runtime.h"
 
+#if defined(__CUDACC__) || (defined(PYTRAIN_HIP_SHIM) && PYTRAIN_SHIM_LANES == 32)
+#define PYTRAIN_WARPS
+#endif
+
+// LDS: `type name[count]` of the block. PYTRAIN_SHARED_FIRST: at most one of a kernel, and launched by
+// PYTRAIN_LAUNCH_FIRST, which says its bytes: on NVIDIA GPUs it is dynamic, since all others together may take no more
+// than 48 KiB there.
 #if defined(PYTRAIN_HIP_SHIM)
 #define PYTRAIN_DEVICE
 #define PYTRAIN_INLINE inline
@@ -21,18 +28,29 @@
 #define PYTRAIN_LAUNCH(kernel, blocks, queue, ...)                                                       \
     pytrain::shim::launch(reinterpret_cast<const void*>(&kernel), blocks, pytrain::hip::kThreads, queue, \
                           [=] { kernel(__VA_ARGS__); })
+#define PYTRAIN_SHARED_FIRST PYTRAIN_SHARED
+#define PYTRAIN_LAUNCH_FIRST(bytes, ...) (static_cast<void>(bytes), PYTRAIN_LAUNCH(__VA_ARGS__))
 #define PYTRAIN_WAVES(waves)
 #define PYTRAIN_UNROLL
 #define PYTRAIN_NO_UNROLL
 #else
 #define PYTRAIN_DEVICE __device__
 #define PYTRAIN_INLINE __device__ __forceinline__
-#define PYTRAIN_KERNEL __global__ void __launch_bounds__(256)
 #define PYTRAIN_SHARED(type, name, count) __shared__ type name[count]
 #define PYTRAIN_LAUNCH(kernel, blocks, queue, ...) kernel<<<blocks, pytrain::hip::kThreads, 0, queue>>>(__VA_ARGS__)
 #if defined(__HIPCC__)
+#define PYTRAIN_KERNEL __global__ void __launch_bounds__(256)
+#define PYTRAIN_SHARED_FIRST PYTRAIN_SHARED
+#define PYTRAIN_LAUNCH_FIRST(bytes, ...) (static_cast<void>(bytes), PYTRAIN_LAUNCH(__VA_ARGS__))
 #define PYTRAIN_WAVES(waves) __attribute__((amdgpu_waves_per_eu(waves)))  // of a SIMD, at least, at once
 #else
+#define PYTRAIN_KERNEL __global__ void __launch_bounds__(256, 1)  // one block may have all registers
+#define PYTRAIN_SHARED_FIRST(type, name, count)              \
+    extern __shared__ __align__(16) char name##_of_launch[]; \
+    type* const name = reinterpret_cast<type*>(name##_of_launch)
+#define PYTRAIN_LAUNCH_FIRST(bytes, kernel, blocks, queue, ...)    \
+    (static_cast<void>(pytrain::hip::allow_shared(kernel, bytes)), \
+     kernel<<<blocks, pytrain::hip::kThreads, bytes, queue>>>(__VA_ARGS__))
 #define PYTRAIN_WAVES(waves)
 #endif
 #define PYTRAIN_UNROLL _Pragma("unroll")
@@ -63,11 +81,7 @@ namespace pytrain::hip {
 
 constexpr int kThreads = 256;  // of every block
 
-#if defined(__CUDACC__)
-constexpr int kWave = 32;
-#else
 constexpr int kWave = 64;
-#endif
 constexpr int kWaves = kThreads / kWave;  // of a block
 
 // --- where a thread stands ----------------------------------------------------------------------------------
@@ -83,20 +97,23 @@ PYTRAIN_INLINE std::int64_t block_count() { return static_cast<std::int64_t>(gri
 
 #if defined(PYTRAIN_HIP_SHIM)
 inline void barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { shim::barrier(file, line); }
+#else
+PYTRAIN_INLINE void barrier() { __syncthreads(); }
+#endif
+
+#if defined(PYTRAIN_WARPS)
+PYTRAIN_INLINE float shuffle_xor(float value, int mask);
+#elif defined(PYTRAIN_HIP_SHIM)
 inline float shuffle_xor(float value, int mask, int line = __builtin_LINE()) {
     return shim::shuffle_xor(value, mask, line);
 }
-#elif defined(__CUDACC__)
-PYTRAIN_INLINE void barrier() { __syncthreads(); }
-PYTRAIN_INLINE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 #else
-PYTRAIN_INLINE void barrier() { __syncthreads(); }
 PYTRAIN_INLINE float shuffle_xor(float value, int mask) { return __shfl_xor(value, mask); }
 #endif
 
 // --- 16 bytes, and sixteen sums in registers ---------------------------------------------------------------------
 
-#if defined(__CUDACC__)
+#if defined(PYTRAIN_WARPS)
 struct alignas(16) Chunk {
     std::uint32_t word[4];
     PYTRAIN_INLINE std::uint32_t& operator[](int i) { return word[i]; }
@@ -135,9 +152,13 @@ PYTRAIN_INLINE Value load_global(GlobalBytes address) {
 typedef const char* GlobalBytes;
 template <class Value>
 PYTRAIN_INLINE Value load_global(GlobalBytes address) {
+#if defined(__CUDACC__)
+    return *reinterpret_cast<const Value*>(address);  // one load: memcpy would go by bytes
+#else
     Value value;
     memcpy(&value, address, sizeof value);
     return value;
+#endif
 }
 PYTRAIN_INLINE int uniform(int value) { return value; }
 PYTRAIN_INLINE void keep_order() {}
@@ -174,7 +195,11 @@ enum class Format : std::uint8_t { bf16, fp16, fp32 };  // of what the matrix un
 template <Format format>
 constexpr int kParts = format == Format::fp32 ? 4 : 2;
 
-#if defined(PYTRAIN_HIP_SHIM)
+#if defined(PYTRAIN_WARPS)
+}  // namespace pytrain::hip
+#include "hip/compat_warps.h"
+namespace pytrain::hip {
+#elif defined(PYTRAIN_HIP_SHIM)
 typedef float Sums __attribute__((vector_size(64)));
 
 template <Format format>
@@ -188,7 +213,7 @@ inline Sums multiply_part(Chunk a, Chunk b, int part, Sums sums, int line = __bu
     }
     return shim::mfma_32x32x8(left, right, sums, format == Format::bf16, line);
 }
-#elif !defined(__CUDACC__)
+#else
 typedef float Sums __attribute__((ext_vector_type(16)));
 typedef short Mfma4Bf16 __attribute__((ext_vector_type(4)));
 typedef _Float16 Mfma4Fp16 __attribute__((ext_vector_type(4)));
@@ -218,14 +243,12 @@ PYTRAIN_INLINE Sums multiply_part(Chunk a, Chunk b, int part, Sums sums) {
 }
 #endif
 
-#if !defined(__CUDACC__)
 template <Format format>
 PYTRAIN_INLINE Sums multiply(Chunk a, Chunk b, Sums sums) {
     PYTRAIN_UNROLL
     for (int part = 0; part < kParts<format>; ++part) sums = multiply_part<format>(a, b, part, sums);
     return sums;
 }
-#endif
 
 // --- numbers ------------------------------------------------------------------------------------------------------
 

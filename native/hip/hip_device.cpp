@@ -40,7 +40,7 @@ void check_attention(const Attention& attention, const char* operation) {
 HipDevice::HipDevice(int index, bool rocblas) : index_(index) {
     if (rocblas) static_cast<void>(VendorProducts::version());
     const int count = device_count();
-    check(count > 0, "no AMD GPU is visible to this process (hipGetDeviceCount finds none)");
+    check(count > 0, "no ", kMaker, " GPU is visible to this process (", kCount, " finds none)");
     check(index >= 0 && index < count, "there is no GPU ", index, ": ", count, " visible");
     check_hip(hipSetDevice(index), "cannot use the GPU");
     check_hip(hipGetDeviceProperties(&properties_, index), "cannot read the GPU's properties");

@@ -113,7 +113,8 @@ def test_every_barrier_is_missed(device: _native.Device, kernel: str, seed: int)
 
 @pytest.mark.parametrize("kernel", [kernel for kernel in CHECKS if kernel.startswith(("matmul", "attention"))])
 def test_exchanged_rows_of_a_matrix_product_are_noticed(device: _native.Device, kernel: str, seed: int) -> None:
-    for check in CHECKS[kernel][:2]:
+    # Without matrix units (fp32 on warps of 32) there is no row to exchange.
+    for check in CHECKS[kernel][: 2 if SHIM.lanes == 64 else 1]:
         assert not noticed([check], device, seed), "without a fault"
         SHIM.exchange_rows(kernel)
         assert noticed([check], device, seed)

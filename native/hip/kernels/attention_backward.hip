@@ -37,7 +37,7 @@ PYTRAIN_INLINE float delta_of(const HeadRows& douts, const HeadRows& outs, std::
 template <Format format, int depth>
 PYTRAIN_KERNEL attention_dq_kernel(Attention attention, AttentionGradients gradients) {
     using H = Head<format, depth>;
-    PYTRAIN_SHARED(Chunk, k_rows, H::kRowsChunks);
+    PYTRAIN_SHARED_FIRST(Chunk, k_rows, H::kRowsChunks);
     PYTRAIN_SHARED(Chunk, k_columns, H::kColumnsChunks);
     PYTRAIN_SHARED(Chunk, v_tile, H::kOneRoom ? 1 : H::kRowsChunks);
     Chunk* const v_rows = H::kOneRoom ? k_rows : v_tile;
@@ -134,7 +134,7 @@ PYTRAIN_KERNEL PYTRAIN_WAVES(format != Format::fp32 && depth <= 64 ? 2 : 1)
     attention_dkv_kernel(Attention attention, AttentionGradients gradients) {
     using H = Head<format, depth>;
     constexpr bool sums_dk = part != Part::dv, sums_dv = part != Part::dk;
-    PYTRAIN_SHARED(Chunk, q_rows, H::kRowsChunks);
+    PYTRAIN_SHARED_FIRST(Chunk, q_rows, H::kRowsChunks);
     PYTRAIN_SHARED(Chunk, q_columns, sums_dk ? H::kColumnsChunks : 1);
     PYTRAIN_SHARED(Chunk, dout_tile, !H::kOneRoom && (sums_dk || H::kFull) ? H::kRowsChunks : 1);
     PYTRAIN_SHARED(Chunk, dout_columns, sums_dv ? H::kColumnsChunks : 1);
@@ -216,12 +216,16 @@ void launch_backward_depth(const Attention& attention, const AttentionGradients&
                             static_cast<unsigned>(attention.batch * attention.heads));
     const dim3 key_blocks(static_cast<unsigned>(ceil_div(attention.key_rows, kBlockRows)),
                           static_cast<unsigned>(attention.batch * attention.kv_heads));
-    PYTRAIN_LAUNCH((attention_dq_kernel<format, depth>), query_blocks, queue, attention, gradients);
+    constexpr std::size_t kFirst = Head<format, depth>::kRowsBytes;
+    PYTRAIN_LAUNCH_FIRST(kFirst, (attention_dq_kernel<format, depth>), query_blocks, queue, attention, gradients);
     if constexpr (depth <= 160 || (format == Format::fp32 && depth <= 208)) {
-        PYTRAIN_LAUNCH((attention_dkv_kernel<format, depth, Part::both>), key_blocks, queue, attention, gradients);
+        PYTRAIN_LAUNCH_FIRST(kFirst, (attention_dkv_kernel<format, depth, Part::both>), key_blocks, queue, attention,
+                             gradients);
     } else {
-        PYTRAIN_LAUNCH((attention_dkv_kernel<format, depth, Part::dk>), key_blocks, queue, attention, gradients);
-        PYTRAIN_LAUNCH((attention_dkv_kernel<format, depth, Part::dv>), key_blocks, queue, attention, gradients);
+        PYTRAIN_LAUNCH_FIRST(kFirst, (attention_dkv_kernel<format, depth, Part::dk>), key_blocks, queue, attention,
+                             gradients);
+        PYTRAIN_LAUNCH_FIRST(kFirst, (attention_dkv_kernel<format, depth, Part::dv>), key_blocks, queue, attention,
+                             gradients);
     }
 }
 

@@ -42,7 +42,7 @@ template <Format format, int depth>
 PYTRAIN_KERNEL PYTRAIN_WAVES((format == Format::fp32 ? depth <= 64 : depth <= 160) ? 2 : 1)
     attention_forward_kernel(Attention attention) {
     using H = Head<format, depth>;
-    PYTRAIN_SHARED(Chunk, k_rows, H::kRowsChunks);
+    PYTRAIN_SHARED_FIRST(Chunk, k_rows, H::kRowsChunks);
     constexpr int kValues = H::kOneRoom ? 1 : H::kFull ? H::kRowsChunks : H::kColumnsChunks;
     PYTRAIN_SHARED(Chunk, v_tile, kValues);  // 16-bit: transposed
     Chunk* const v_rows = H::kOneRoom ? k_rows : v_tile;
@@ -109,7 +109,9 @@ template <Format format>
 void launch_forward(const Attention& attention, hipStream_t queue) {
     const dim3 blocks(static_cast<unsigned>(ceil_div(attention.query_rows, kBlockRows)),
                       static_cast<unsigned>(attention.batch * attention.heads));
-#define PYTRAIN_FORWARD(depth) PYTRAIN_LAUNCH((attention_forward_kernel<format, depth>), blocks, queue, attention)
+#define PYTRAIN_FORWARD(depth)                                                                                        \
+    PYTRAIN_LAUNCH_FIRST((Head<format, depth>::kRowsBytes), (attention_forward_kernel<format, depth>), blocks, queue, \
+                         attention)
     PYTRAIN_FOR_DEPTH(attention.head_size, PYTRAIN_FORWARD);
 #undef PYTRAIN_FORWARD
 }

@@ -10,6 +10,7 @@ namespace pytrain {
 
 void bind_hip_shim(py::module_& module) {
     py::module_ shim = module.def_submodule("hip_shim", "Kernels of the HIP device on the CPU; see tests/hip/shim.");
+    shim.attr("lanes") = shim::kLanes;
     shim.def(
         "set_order",
         [](const std::string& order, std::uint64_t seed) {
@@ -31,7 +32,7 @@ void bind_hip_shim(py::module_& module) {
     shim.def(
         "exchange_rows", [](const std::string& kernel) { shim::set_fault({shim::Fault::Kind::rows, kernel, "", 0}); },
         py::arg("kernel"),
-        "From now on matrix products exchange rows 4 and 5 in kernels whose symbol has `kernel` in it.");
+        "From now on matrix instructions exchange rows 4 and 5 in kernels whose symbol has `kernel` in it.");
     shim.def("no_fault", [] { shim::set_fault({}); }, "As it should be.");
     shim.def(
         "barriers_reached",
@@ -52,7 +53,7 @@ void bind_hip_shim(py::module_& module) {
         result["blocks"] = counts.blocks;
         result["barriers"] = counts.barriers;
         result["divergent_barriers"] = counts.divergent_barriers;
-        result["mfma"] = counts.mfma;
+        result["products"] = counts.products;
         return result;
     });
     shim.def("reverse", &shim::reverse, py::arg("values"), py::arg("with_barrier"),

@@ -44,7 +44,7 @@ template <Format format>
 PYTRAIN_KERNEL matrix_kernel(const float* a, const float* b, float* c) {
     constexpr int elements = format == Format::fp32 ? 4 : 8;
     const int line = lane_index() % 32, half = lane_index() / 32;
-    Sums sums = {};
+    hip::Sums sums = {};
     for (int begin = 0; begin < 16; begin += 2 * elements) {
         Chunk left = {}, right = {};
         for (int e = 0; e < elements; ++e) {

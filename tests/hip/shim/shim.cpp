@@ -31,7 +31,7 @@ struct Exchange {
     void* operand;
 };
 
-enum class State { ready, barrier, exchange, done };
+enum class State { ready, barrier, wave_barrier, exchange, done };
 
 struct Fiber {
     ucontext_t entry;
@@ -121,7 +121,7 @@ std::vector<int> ordered(Machine& m, int first, int n) {
 }
 
 // Runs lanes [first, last) until each stands at a barrier or has ended. False if an exchange was not reached by all.
-bool run_wave(Machine& m, int first, int last) {
+bool run_lanes(Machine& m, int first, int last) {
     const auto fiber = [&](int lane) -> Fiber& { return m.fibers[static_cast<std::size_t>(lane)]; };
     for (;;) {
         for (const int lane : ordered(m, first, last - first))
@@ -129,14 +129,30 @@ bool run_wave(Machine& m, int first, int last) {
         int waiting = 0;
         for (int lane = first; lane < last; ++lane) waiting += fiber(lane).state == State::exchange;
         if (waiting == 0) return true;
-        void* operands[kWave];
+        void* operands[kLanes];
         for (int lane = first; lane < last; ++lane) {
-            if (waiting != kWave || fiber(lane).line != fiber(first).line) return false;
+            if (waiting != kLanes || fiber(lane).line != fiber(first).line) return false;
             operands[lane - first] = fiber(lane).exchange.operand;
         }
         fiber(first).exchange.run(operands);
         for (int lane = first; lane < last; ++lane) fiber(lane).state = State::ready;
     }
+}
+
+// Lets waves go on from barriers of their own: whether there were any. One that not all lanes of a wave reached is
+// divergent.
+bool release_wave_barriers(Machine& m, bool* divergent) {
+    bool any = false;
+    for (int first = 0; first < m.threads; first += kWave) {
+        const auto begin = m.fibers.begin() + first, end = begin + kWave;
+        const auto waits = [&](const Fiber& fiber) { return fiber.state == State::wave_barrier; };
+        if (std::none_of(begin, end, waits)) continue;
+        any = true;
+        if (!std::all_of(begin, end, [&](const Fiber& fiber) { return waits(fiber) && fiber.line == begin->line; }))
+            *divergent = true;
+        std::for_each(begin, end, [](Fiber& fiber) { fiber.state = State::ready; });
+    }
+    return any;
 }
 
 // Lets every thread go on from a barrier. True when all have ended, false also where the barrier was not reached by
@@ -160,12 +176,12 @@ bool release_barrier(Machine& m, bool* divergent) {
 bool run_block(Machine& m) {
     std::memset(m.room.get(), 0xff, std::max(m.used, kSharedBytes) + 64);
     for (int i = 0; i < m.threads; ++i) m.fibers[static_cast<std::size_t>(i)].state = State::ready;
-    const int waves = (m.threads + kWave - 1) / kWave;
+    const int groups = (m.threads + kLanes - 1) / kLanes;
     for (;;) {
         bool divergent = false;
-        for (const int wave : ordered(m, 0, waves))
-            divergent = !run_wave(m, wave * kWave, std::min(m.threads, (wave + 1) * kWave)) || divergent;
-        if (!divergent && release_barrier(m, &divergent)) break;
+        for (const int group : ordered(m, 0, groups))
+            divergent = !run_lanes(m, group * kLanes, std::min(m.threads, (group + 1) * kLanes)) || divergent;
+        if (!divergent && !release_wave_barriers(m, &divergent) && release_barrier(m, &divergent)) break;
         if (!divergent) continue;
         ++m.counts.divergent_barriers;
         for (Fiber& fiber : m.fibers) fiber.started = false, fiber.state = State::done;
@@ -224,12 +240,19 @@ void check_alignment(const void* address) {
     if (reinterpret_cast<std::uintptr_t>(address) % 16 != 0) machine().failed = true;
 }
 
-void barrier(const char* file, int line) {
+namespace {
+
+void wait_at_barrier(State state, const char* file, int line) {
     Machine& m = machine();
     if (thread_of_block.x == 0) m.barriers.emplace(m.kernel, file, line);
     if (m.fault_here && m.fault.kind == Fault::Kind::barrier && m.fault.line == line && m.fault.file == file) return;
-    wait(State::barrier, line);
+    wait(state, line);
 }
+
+}  // namespace
+
+void barrier(const char* file, int line) { wait_at_barrier(State::barrier, file, line); }
+void wave_barrier(const char* file, int line) { wait_at_barrier(State::wave_barrier, file, line); }
 
 float shuffle_xor(float value, int mask, int line) {
     struct Operand {
@@ -238,7 +261,7 @@ float shuffle_xor(float value, int mask, int line) {
     } own{value, 0.0f, mask};
     exchange(
         [](void* const* operands) {
-            for (int lane = 0; lane < kWave; ++lane) {
+            for (int lane = 0; lane < kLanes; ++lane) {
                 auto* const operand = static_cast<Operand*>(operands[lane]);
                 operand->result = static_cast<const Operand*>(operands[lane ^ operand->mask])->value;
             }
@@ -277,11 +300,55 @@ struct Product {
                 operand->sums[row / 8 * 4 + row % 4] += result[column];
             }
         }
-        ++machine().counts.mfma;
+        ++machine().counts.products;
+    }
+};
+
+// mma.sync.m16n8k8 of bf16 or fp16, in PTX's register layout (see native/hip/compat_warps.h); d = a b.
+struct WarpProduct {
+    float a[2][2], b[2];
+    float d[4];
+
+    static void run(void* const* operands) {
+        float left[16][8], right[8][8];
+        for (int lane = 0; lane < 32; ++lane) {
+            const auto* const operand = static_cast<const WarpProduct*>(operands[lane]);
+            for (int i = 0; i < 2; ++i) {
+                left[lane / 4][lane % 4 * 2 + i] = operand->a[0][i];
+                left[lane / 4 + 8][lane % 4 * 2 + i] = operand->a[1][i];
+                right[lane % 4 * 2 + i][lane / 4] = operand->b[i];
+            }
+        }
+        const bool exchanged = machine().fault_here && machine().fault.kind == Fault::Kind::rows;
+        for (int lane = 0; lane < 32; ++lane) {
+            auto* const operand = static_cast<WarpProduct*>(operands[lane]);
+            for (int i = 0; i < 4; ++i) {
+                const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+                const int source = exchanged && (row == 4 || row == 5) ? 9 - row : row;
+                operand->d[i] = 0.0f;
+                for (int k = 0; k < 8; ++k) operand->d[i] += left[source][k] * right[k][column];
+            }
+        }
+        ++machine().counts.products;
     }
 };
 
 }  // namespace
+
+void mma_16x8x8(float* d, const std::uint32_t* a, std::uint32_t b, bool bf16, int line) {
+    const auto number = [&](std::uint32_t word, int i) {
+        const auto bits = static_cast<std::uint16_t>(word >> (16 * i));
+        return bf16 ? bf16_to_float(bits) : fp16_to_float(bits);
+    };
+    WarpProduct own{};
+    for (int i = 0; i < 2; ++i) {
+        own.a[0][i] = number(a[0], i);
+        own.a[1][i] = number(a[1], i);
+        own.b[i] = number(b, i);
+    }
+    exchange(&WarpProduct::run, &own, line);
+    std::memcpy(d, own.d, sizeof own.d);
+}
 
 Sums mfma_32x32x8(const std::uint16_t* a, const std::uint16_t* b, Sums sums, bool bf16, int line) {
     Product<4> own{};

@@ -4,6 +4,10 @@
 // in an order shuffled by a seed, anew after every barrier. A barrier that is missing therefore shows as a read of what
 // nobody has written yet: LDS is filled with NaN before each block. A barrier or an exchange that not all lanes reach
 // is counted and ends the launch. What this cannot show: caches, timing, and what the compiler for the GPU does.
+//
+// PYTRAIN_SHIM_LANES=32 makes it NVIDIA's: warps of 32 lanes run together, two of them are a wave that meets at
+// barriers of its own, and matrix products are mma.sync of a warp. Kernels then take the text that nvcc compiles
+// (native/hip/compat_warps.h).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -23,32 +27,37 @@ struct Index {
 };
 extern Index thread_of_block, block_of_grid, size_of_grid;  // of the fiber that runs
 
+constexpr int kLanes = PYTRAIN_SHIM_LANES;  // that run together, and exchange
+static_assert(kLanes == 64 || kLanes == 32, "AMD's waves or NVIDIA's warps");
 constexpr int kWave = 64;
-constexpr std::size_t kSharedBytes = 65536;  // LDS of a block on gfx90a
+// LDS of a block on gfx90a; with warps of 32, what kernels may take of it and the room for exchanges beside.
+constexpr std::size_t kSharedBytes = 65536 + (kLanes == 32 ? 5120 : 0);
 
 typedef float Sums __attribute__((vector_size(64)));
 
 void* shared(const char* file, int line, std::size_t bytes);
 void check_alignment(const void* address);  // of a 16-byte access; a wrong one ends the launch as failed
 void barrier(const char* file, int line);
+void wave_barrier(const char* file, int line);
 float shuffle_xor(float value, int mask, int line);
 Sums mfma_32x32x8(const std::uint16_t* a, const std::uint16_t* b, Sums sums, bool bf16, int line);
 Sums mfma_32x32x2_fp32(float a, float b, Sums sums, int line);
+void mma_16x8x8(float* d, const std::uint32_t* a, std::uint32_t b, bool bf16, int line);  // mma.sync.m16n8k8
 
 struct Stream;
 void launch(const void* kernel, dim3 blocks, int threads, Stream* stream, std::function<void()> body);
 
 // What tests ask and say.
 struct Counts {
-    std::int64_t launches, blocks, barriers, divergent_barriers, mfma;
+    std::int64_t launches, blocks, barriers, divergent_barriers, products;  // products: matrix instructions
 };
 enum class Order { ascending, descending, shuffled };
 void set_order(Order order, std::uint64_t seed);
 Counts counts();
 std::vector<std::string> launched_kernels();  // symbols, mangled
 
-// A mistake that tests ask for, in the kernels whose symbol has `kernel` in it: a barrier that is not there, or two rows
-// of a matrix product's result that have changed places.
+// A mistake that tests ask for, in the kernels whose symbol has `kernel` in it: a barrier that is not there, or two
+// rows of a matrix product's result that have changed places.
 struct Fault {
     enum class Kind { none, barrier, rows } kind = Kind::none;
     std::string kernel;
