@@ -1,6 +1,7 @@
 // Five loops around a register tile, after Goto and van de Geijn ("Anatomy of high-performance matrix multiplication",
 // 2008) and BLIS. C is cut into regions; for each block of k, a region's panels of op(a) and op(b) are packed by all
-// threads into the shared workspace, then its tasks, blocks of block_rows x task_columns, run tile by tile.
+// threads into the shared workspace, then its tasks, blocks of block_rows x task_columns, run tile by tile. Between the
+// tiles they ask for what is packed next.
 #include "cpu/matmul.h"
 
 #include <algorithm>
@@ -76,7 +77,13 @@ struct Run {
           product(asked),
           room(products),
           sums(choose_sums(asked, products)),
-          skinny(asked.m <= kSkinnyRows) {}
+          skinny(asked.m <= kSkinnyRows),
+          // Regions of nearly equal size, rather than a thin last one.
+          region_rows(round_up(ceil_divide(asked.m, ceil_divide(asked.m, room.region_rows)), products.tile_rows)),
+          region_columns(
+              round_up(ceil_divide(asked.n, ceil_divide(asked.n, room.region_columns)), products.tile_columns)) {
+        measure();
+    }
 
     const Kernels& kernels;
     const Products products;
@@ -85,6 +92,7 @@ struct Run {
     const Room room;
     const Sums sums;
     const bool skinny;
+    const int64_t region_rows, region_columns;
     int64_t first_row = 0, rows = 0, first_column = 0, columns = 0;  // the region
     int64_t first_depth = 0, depth = 0;                              // the block of k
 
@@ -93,6 +101,26 @@ struct Run {
     float* shared_sums() const { return workspace.shared() + room.a_floats + room.b_floats; }
     bool first_block() const { return first_depth == 0; }
     bool last_block() const { return first_depth + depth == product.k; }
+    // Panels that the region before has left are not packed again.
+    bool packs_a() const { return first_column == 0 || product.m > region_rows || product.k > products.block_depth; }
+    bool packs_b() const { return !skinny && (first_row == 0 || product.k > products.block_depth); }
+
+    // Goes on to the next block of k, or to the first of the next region. False after the last.
+    bool advance() {
+        first_depth += products.block_depth;
+        if (first_depth >= product.k) first_depth = 0, first_row += region_rows;
+        if (first_row >= product.m) first_row = 0, first_column += region_columns;
+        if (first_column >= product.n) return false;
+        measure();
+        return true;
+    }
+
+private:
+    void measure() {
+        rows = std::min(region_rows, product.m - first_row);
+        columns = std::min(region_columns, product.n - first_column);
+        depth = std::min(products.block_depth, product.k - first_depth);
+    }
 };
 
 // One operand as packing sees it: vectors (rows of op(a), columns of op(b)) of length k.
@@ -148,7 +176,8 @@ int64_t panels_per_task(const Run& run, const Operand& operand) {
 
 void pack_region(const Run& run) {
     const Operand a = operand_a(run), b = operand_b(run);
-    const int64_t a_panels = ceil_divide(a.vectors, a.tile), b_panels = run.skinny ? 0 : ceil_divide(b.vectors, b.tile);
+    const int64_t a_panels = run.packs_a() ? ceil_divide(a.vectors, a.tile) : 0;
+    const int64_t b_panels = run.packs_b() ? ceil_divide(b.vectors, b.tile) : 0;
     const int64_t a_step = panels_per_task(run, a), b_step = panels_per_task(run, b);
     const int64_t a_tasks = ceil_divide(a_panels, a_step);
     parallel_for(run.workspace.threads(), a_tasks + ceil_divide(b_panels, b_step), [&](int64_t task, int) {
@@ -160,6 +189,52 @@ void pack_region(const Run& run) {
             pack_panels(run, b, run.b_panels() + begin * b.stride, begin, std::min(b_panels, begin + b_step));
     });
 }
+
+// The lines of one operand that the next call of pack_region will read, row by row as they are stored.
+struct Ahead {
+    Ahead() = default;
+    Ahead(const Run& next, const Operand& operand) {
+        const int64_t size = static_cast<int64_t>(size_of(operand.source.dtype)), k = next.first_depth;
+        const int64_t rows = operand.along ? operand.vectors : next.depth;
+        const int64_t elements = operand.along ? next.depth : operand.vectors;
+        const int64_t offset = operand.along ? operand.first * operand.ld + k : k * operand.ld + operand.first;
+        begin = static_cast<const char*>(operand.source.at(offset).data);
+        row_bytes = operand.ld * size;
+        lines_per_row = ceil_divide(elements * size, kLine);
+        lines = rows * lines_per_row;
+    }
+
+    void ask(int64_t first, int64_t last) const {
+        if (first >= last) return;
+        int64_t row = first / lines_per_row, line = first % lines_per_row;
+        for (int64_t i = first; i < last; ++i) {
+            __builtin_prefetch(begin + row * row_bytes + line * kLine, 0, 2);
+            if (++line == lines_per_row) line = 0, ++row;
+        }
+    }
+
+    static constexpr int64_t kLine = 64;
+    const char* begin = nullptr;
+    int64_t row_bytes = 0, lines_per_row = 1, lines = 0;
+};
+
+// What is packed after a region's block of k. Packing alone waits for memory most of its time; a source that was asked
+// for between the tiles of the block before, a few lines each, waits in cache instead.
+struct Next {
+    explicit Next(Run run) {
+        if (!run.advance()) return;
+        if (run.packs_a()) a = Ahead(run, operand_a(run));
+        if (run.packs_b()) b = Ahead(run, operand_b(run));
+    }
+
+    int64_t lines() const { return a.lines + b.lines; }
+    void ask(int64_t first, int64_t last) const {
+        a.ask(first, std::min(last, a.lines));
+        b.ask(std::max<int64_t>(first - a.lines, 0), last - a.lines);
+    }
+
+    Ahead a, b;
+};
 
 // A task: rows and columns of the region, and the thread's scratch. `sums` begins at (row_begin, column_begin).
 struct Task {
@@ -188,11 +263,23 @@ Task make_task(const Run& run, int64_t row_begin, int64_t row_end, int64_t colum
     return task;
 }
 
+// Asks for the part of a 16-bit c that lies under a tile: it is written as soon as the tile's row is done.
+void ask_for_c(const Run& run, int64_t row, int64_t column) {
+    const int64_t rows = std::min(run.products.tile_rows, run.rows - row);
+    const int64_t last = std::min(run.products.tile_columns, run.columns - column) - 1;
+    for (int64_t i = 0; i < rows; ++i) {
+        const Tensor c = run.product.c.at((run.first_row + row + i) * run.product.ldc + run.first_column + column);
+        __builtin_prefetch(c.data, 1);
+        __builtin_prefetch(c.at(last).data, 1);
+    }
+}
+
 // One tile at (row, column) of the region. A tile that c cuts off is computed beside it.
 void compute_tile(const Run& run, const Task& task, const float* a, const float* b, int64_t row, int64_t column) {
     const Products& table = run.products;
     const int64_t words = table.words(run.depth);
     if (run.sums != Sums::in_place) {  // padded to whole tiles
+        if (run.last_block()) ask_for_c(run, row, column);
         table.matmul_tile(words, a, b, task.sum(row, column), task.sums_stride, !run.first_block());
         return;
     }
@@ -237,8 +324,9 @@ void activate_row(const Kernels& kernels, const Tensor& activated, const Tensor&
     kernels.narrow[static_cast<int>(activated.dtype)](activated.data, scratch, n);
 }
 
-// After the last block of k, while a task's block of c is in cache: accumulate, bias, residual, rounding, activation.
-void finish_task(const Run& run, const Task& task) {
+// Rows [begin, end) of a task after the last block of k, while they are in cache: accumulate, bias, residual, rounding,
+// activation.
+void finish_rows(const Run& run, const Task& task, int64_t begin, int64_t end) {
     const Kernels& kernels = run.kernels;
     const Matmul& product = run.product;
     const bool beside = run.sums != Sums::in_place, activate = product.activation != Activation::none;
@@ -247,7 +335,7 @@ void finish_task(const Run& run, const Task& task) {
     float* const bias = scratch + run.room.row_floats;
     const int64_t j = run.first_column + task.column_begin, n = task.column_end - task.column_begin;
     if (product.bias) kernels.widen[static_cast<int>(product.bias.dtype)](bias, product.bias.at(j).data, n);
-    for (int64_t i = task.row_begin; i < task.row_end; ++i) {
+    for (int64_t i = begin; i < end; ++i) {
         const int64_t row = run.first_row + i;
         const Tensor c = product.c.at(row * product.ldc + j);
         float* sum = beside ? task.sum(i, task.column_begin) : static_cast<float*>(c.data);
@@ -259,24 +347,33 @@ void finish_task(const Run& run, const Task& task) {
     }
 }
 
-// One block of k.
-void compute_task(const Run& run, const Task& task) {
+// One block of k. Each of the few rows is multiplied while the panel of b that the thread has packed is in cache.
+void compute_skinny_task(const Run& run, const Task& task) {
     const int64_t tile_rows = run.products.tile_rows, tile_columns = run.products.tile_columns;
-    const auto a_panel = [&](int64_t row) { return run.a_panels() + row / tile_rows * run.room.a_panel; };
-    if (run.skinny) {
-        for (int64_t column = task.column_begin; column < task.column_end; column += tile_columns) {
-            pack_panels(run, operand_b(run), task.panel, column / tile_columns, column / tile_columns + 1);
-            for (int64_t row = task.row_begin; row < task.row_end; row += tile_rows)
-                compute_tile(run, task, a_panel(row), task.panel, row, column);
-        }
-    } else {
-        // A panel of a is read from the first-level cache by every tile of its row, those of b stream from the second.
+    for (int64_t column = task.column_begin; column < task.column_end; column += tile_columns) {
+        pack_panels(run, operand_b(run), task.panel, column / tile_columns, column / tile_columns + 1);
         for (int64_t row = task.row_begin; row < task.row_end; row += tile_rows)
-            for (int64_t column = task.column_begin; column < task.column_end; column += tile_columns)
-                compute_tile(run, task, a_panel(row), run.b_panels() + column / tile_columns * run.room.b_panel, row,
-                             column);
+            compute_tile(run, task, run.a_panels() + row / tile_rows * run.room.a_panel, task.panel, row, column);
     }
-    if (run.last_block()) finish_task(run, task);
+    if (run.last_block()) finish_rows(run, task, task.row_begin, task.row_end);
+}
+
+// One block of k. A panel of a is read from the first-level cache by every tile of its row, those of b stream from the
+// second. Lines [ask, last) of what comes next are asked for meanwhile.
+void compute_task(const Run& run, const Task& task, const Next& next, int64_t ask, int64_t last) {
+    const int64_t tile_rows = run.products.tile_rows, tile_columns = run.products.tile_columns;
+    const int64_t tiles = ceil_divide(task.row_end - task.row_begin, tile_rows) *
+                          ceil_divide(task.column_end - task.column_begin, tile_columns);
+    const int64_t lines = ceil_divide(last - ask, tiles);
+    for (int64_t row = task.row_begin; row < task.row_end; row += tile_rows) {
+        const float* const a = run.a_panels() + row / tile_rows * run.room.a_panel;
+        for (int64_t column = task.column_begin; column < task.column_end; column += tile_columns) {
+            next.ask(ask, std::min(ask + lines, last));
+            ask += lines;
+            compute_tile(run, task, a, run.b_panels() + column / tile_columns * run.room.b_panel, row, column);
+        }
+        if (run.last_block()) finish_rows(run, task, row, std::min(row + tile_rows, task.row_end));
+    }
 }
 
 void compute_region(const Run& run) {
@@ -288,12 +385,17 @@ void compute_region(const Run& run) {
         task_columns = round_up(task_columns / 2, table.tile_columns);
     while (tasks() < kEnoughTasks && task_rows > 4 * table.tile_rows)
         task_rows = round_up(task_rows / 2, table.tile_rows);
-    const int64_t down = ceil_divide(run.rows, task_rows);
-    parallel_for(run.workspace.threads(), tasks(), [&](int64_t task, int thread) {
+    const int64_t down = ceil_divide(run.rows, task_rows), all = tasks();
+    const Next next(run);
+    parallel_for(run.workspace.threads(), all, [&](int64_t task, int thread) {
         // Neighbours in time share their columns, whose panels are the larger part of a task's reading.
         const int64_t row = task % down * task_rows, column = task / down * task_columns;
-        compute_task(run, make_task(run, row, std::min(row + task_rows, run.rows), column,
-                                    std::min(column + task_columns, run.columns), thread));
+        const Task work = make_task(run, row, std::min(row + task_rows, run.rows), column,
+                                    std::min(column + task_columns, run.columns), thread);
+        if (run.skinny)
+            compute_skinny_task(run, work);
+        else
+            compute_task(run, work, next, next.lines() * task / all, next.lines() * (task + 1) / all);
     });
 }
 
@@ -322,25 +424,10 @@ void matmul(const Kernels& kernels, Workspace& workspace, const Matmul& product)
     workspace.require(matmul_workspace(kernels), "matmul");
     if (product.m == 0 || product.n == 0) return;
     Run run(kernels, workspace, product);
-    const Products& table = run.products;
-    // Regions of nearly equal size, rather than a thin last one.
-    const int64_t down = ceil_divide(product.m, run.room.region_rows),
-                  across = ceil_divide(product.n, run.room.region_columns);
-    const int64_t region_rows = round_up(ceil_divide(product.m, down), table.tile_rows);
-    const int64_t region_columns = round_up(ceil_divide(product.n, across), table.tile_columns);
-    for (run.first_column = 0; run.first_column < product.n; run.first_column += region_columns) {
-        run.columns = std::min(region_columns, product.n - run.first_column);
-        for (run.first_row = 0; run.first_row < product.m; run.first_row += region_rows) {
-            run.rows = std::min(region_rows, product.m - run.first_row);
-            run.first_depth = 0;
-            do {  // once even for k = 0: the sum is then zero, and the rest still to be done
-                run.depth = std::min(table.block_depth, product.k - run.first_depth);
-                pack_region(run);
-                compute_region(run);
-                run.first_depth += run.depth;
-            } while (run.first_depth < product.k);
-        }
-    }
+    do {  // once even for k = 0: the sum is then zero, and the rest still to be done
+        pack_region(run);
+        compute_region(run);
+    } while (run.advance());
 }
 
 }  // namespace pytrain::cpu

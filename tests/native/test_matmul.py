@@ -90,8 +90,9 @@ def test_packing(isa: str, dtype: str, along: bool) -> None:
 
 
 def test_more_than_one_region(isa: str) -> None:
+    """With one block of k, whose panels serve several regions of either operand, and with more."""
     device = CpuDevice(isa, 2)
-    for m, n, k in [(1100, 37, 20), (40, 3200, 20), (2500, 3100, 3)]:
+    for m, n, k in [(1100, 37, 20), (40, 3200, 20), (2500, 3100, 3), (1100, 37, 600), (40, 3200, 600)]:
         a, b, c = operand(m, k, False, 4), operand(k, n, True, 5), empty((m, n), "fp32")
         device.matmul(c, a, b, transpose_b=True)
         assert_product(exact(c, False), exact(a, False), exact(b, True))
