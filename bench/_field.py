@@ -39,6 +39,14 @@ SHARES: Mapping[Case, Mapping[str, float]] = MappingProxyType(
 )
 
 
+def _cause(products: float, known: float) -> str:
+    """What the products alone say about a peer that fell short."""
+    reached = f"its products alone reach {products:.1%} of the peak here"
+    if products < known:
+        return f"{reached}, so on this CPU its library of products holds its steps under that share"
+    return f"{reached}, so what holds it back lies outside of them"
+
+
 class Verdict(NamedTuple):
     """Whether a comparison counts."""
 
@@ -47,12 +55,14 @@ class Verdict(NamedTuple):
     reason: str
 
 
-def verdict(case: Case, shares: Mapping[str, float]) -> Verdict:
+def verdict(case: Case, shares: Mapping[str, float], products: Mapping[str, float]) -> Verdict:
     """Judge a run by what its peers reached.
 
     Args:
         case: what was run.
         shares: of the peak probed in the same minutes, by peer.
+        products: the share that each peer's products reach alone. It changes no verdict, but tells a reader whether
+            the peer's library of products is what holds it back on this CPU.
     """
     known = {peer: share for peer, share in SHARES.get(case, {}).items() if peer in shares}
     if not known:
@@ -62,6 +72,6 @@ def verdict(case: Case, shares: Mapping[str, float]) -> Verdict:
             return Verdict(
                 False,
                 f"{peer} reached {shares[peer]:.1%} of the probed peak, more than {TOLERANCE:.0%} under the "
-                f"{share:.0%} that it is known to reach ({SOURCE})",
+                f"{share:.0%} that it is known to reach ({SOURCE}); {_cause(products[peer], share)}",
             )
     return Verdict(True, "every known peer came within reach of its known share of the peak")

@@ -119,8 +119,30 @@ def start(command: click.Command, name: str) -> None:
         sys.exit(int(ExitCode.BAD_INPUT))
 
 
+def writable(_context: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
+    """A callback of options that name a file to write: says so before minutes are measured, not after.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    if path is not None:
+        folder = path.absolute().parent
+        if path.is_dir():
+            raise UserError(f"{path} cannot be written: it is a folder")
+        if not folder.is_dir():
+            raise UserError(f"{path} cannot be written: there is no folder {folder}")
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise UserError(f"{path} cannot be written: permission denied")
+    return path
+
+
 json_option = click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the results here too."
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    callback=writable,
+    help="Write the results here too.",
 )
 
 

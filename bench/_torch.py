@@ -18,6 +18,7 @@ from ._worker import peak_rss_bytes, run, serve, take_over_output
 
 SHOWN_OPS = 20
 BATCHES = 8
+PRODUCT_RUNS = 8
 
 
 class TorchSteps:
@@ -87,7 +88,35 @@ class TorchSteps:
         ops = dict(list(times.items())[:SHOWN_OPS])
         ops["other operators"] = inside - sum(ops.values())
         ops["python"] = max(0.0, seconds - inside)
-        return {"ops": ops, "ops_step_seconds": seconds, "python_share": ops["python"] / seconds}
+        return {
+            "ops": ops,
+            "ops_step_seconds": seconds,
+            "python_share": ops["python"] / seconds,
+            "products_gflops": self.products_gflops(),
+        }
+
+    def products_gflops(self) -> float:
+        """GFLOP/s of the forward products of a layer alone, in the step's dtype: what its library can do here.
+
+        The weights that the model holds, one micro-batch of random rows; the best of several runs of each.
+        """
+        dtype = torch.bfloat16 if self.half else torch.float32
+        rows = self.tokens.shape[1] * (self.tokens.shape[2] - 1)
+        seconds, flops = 0.0, 0
+        with torch.no_grad():
+            for module in self.model.layers[0].modules():
+                if not isinstance(module, torch.nn.Linear):
+                    continue
+                weight = module.weight.to(dtype)
+                x = torch.randn(rows, weight.shape[1], dtype=dtype)
+                times = []
+                for _ in range(PRODUCT_RUNS):
+                    begin = time.perf_counter()
+                    torch.nn.functional.linear(x, weight)
+                    times.append(time.perf_counter() - begin)
+                seconds += min(times)
+                flops += 2 * rows * weight.numel()
+        return flops / seconds / 1e9
 
 
 def work(spec: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ROWS, HIDDEN, HEADS, HEAD_SIZE, LENGTH, VOCABULARY = 1024, 768, 12, 64, 256, 50257
 HEAD_ROWS = 256
+CACHE_LINE = 64
 Work = Callable[[], object]
 
 
@@ -37,6 +38,18 @@ FLOPS = {
     "bias backward": 1, "head statistics": 4, "loss backward": 3, "adamw": 15, "sum of squares": 2, "add": 1,
 }  # fmt: skip
 """Of memory-bound operations, for each element: operations of the formula, a transcendental function being one."""
+
+
+def aligned(values: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers in an array that begins a cache line, as the product's buffers do.
+
+    NumPy's own begin 16 bytes into one: then every vector of 64 bytes lies in two lines.
+    """
+    room = np.empty(values.nbytes + CACHE_LINE, np.uint8)
+    skip = -room.ctypes.data % CACHE_LINE
+    found = room[skip : skip + values.nbytes].view(values.dtype).reshape(values.shape)
+    found[...] = values
+    return found
 
 
 class Operation(NamedTuple):
@@ -61,8 +74,8 @@ class Sizes(NamedTuple):
         """Random numbers as they are stored: float32, or uint16 with bits of bf16 or fp16."""
         values = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
         if self.dtype == "fp32":
-            return values
-        return values.astype(ml_dtypes.bfloat16 if self.dtype == "bf16" else np.float16).view(np.uint16)
+            return aligned(values)
+        return aligned(values.astype(ml_dtypes.bfloat16 if self.dtype == "bf16" else np.float16).view(np.uint16))
 
     @property
     def half(self) -> str:
@@ -75,7 +88,7 @@ def norms(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
     half = sizes.half
     x, y, dx = (sizes.array(sizes.rows, HIDDEN) for _ in range(3))
     weight, bias = sizes.array(HIDDEN), sizes.array(HIDDEN)
-    dweight, dbias = np.zeros(HIDDEN, np.float32), np.zeros(HIDDEN, np.float32)
+    dweight, dbias = (aligned(np.zeros(HIDDEN, np.float32)) for _ in range(2))
     mean, rstd = np.ones(sizes.rows, np.float32), np.ones(sizes.rows, np.float32)
     for name, means, biases, dbiases in (("layernorm", mean, bias, dbias), ("rmsnorm", None, None, None)):
         yield Operation(
@@ -111,13 +124,13 @@ def activations(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
     )
     x, partial, bias = sizes.array(rows, HIDDEN), sizes.array(rows, HIDDEN), sizes.array(HIDDEN)
     angles = np.random.default_rng(1).standard_normal((LENGTH, HEAD_SIZE // 2))
-    table = np.stack((np.cos(angles), np.sin(angles)), -1).astype(np.float32)
+    table = aligned(np.stack((np.cos(angles), np.sin(angles)), -1).astype(np.float32))
     positions = np.arange(rows, dtype=np.int32) % LENGTH
     yield Operation(
         "rope", 2 * x.nbytes, lambda: device.rope(x, HEADS, HEAD_SIZE, positions, table, False, half), x.size
     )
     yield Operation("residual add", 3 * x.nbytes, lambda: device.residual_add(x, partial, bias, half), x.size)
-    dbias = np.zeros(HIDDEN, np.float32)
+    dbias = aligned(np.zeros(HIDDEN, np.float32))
     yield Operation("bias backward", x.nbytes, lambda: device.bias_backward(dbias, x, half), x.size)
 
 
@@ -125,7 +138,7 @@ def ends(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
     """The embedding and the loss."""
     half, rows = sizes.half, sizes.rows
     table, out = sizes.array(VOCABULARY, HIDDEN), sizes.array(rows, HIDDEN)
-    gradient = np.zeros((VOCABULARY, HIDDEN), np.float32)
+    gradient = aligned(np.zeros((VOCABULARY, HIDDEN), np.float32))
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, rows).astype(np.int32)
     positions = np.zeros(rows, np.int32)
     yield Operation(
@@ -138,7 +151,7 @@ def ends(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
         out.nbytes + 2 * rows * HIDDEN * 4,
         lambda: device.embed_backward(gradient, None, out, tokens, positions, 0, half),
     )
-    logits = np.random.default_rng(1).standard_normal((HEAD_ROWS, VOCABULARY), dtype=np.float32)
+    logits = aligned(np.random.default_rng(1).standard_normal((HEAD_ROWS, VOCABULARY), dtype=np.float32))
     statistics, lse = np.empty((HEAD_ROWS, 3), np.float32), np.full(HEAD_ROWS, 12.0, np.float32)
     targets, scalars = np.zeros(HEAD_ROWS, np.int32), np.ones(6)
     size = logits.size
@@ -155,7 +168,7 @@ def updates(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
     half = sizes.half
     elements = 4096 * sizes.rows
     weights = sizes.array(elements)
-    master, m, v, gradient = (np.full(elements, value, np.float32) for value in (0.1, 1e-3, 1e-3, 1e-3))
+    master, m, v, gradient = (aligned(np.full(elements, value, np.float32)) for value in (0.1, 1e-3, 1e-3, 1e-3))
     own = weights if weights.dtype == np.uint16 else master
     scalars, total = np.ones(6), np.zeros(1)
     options = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "step_size": 1e-9, "correction2": 1.0, "decay": 0.0}
@@ -210,8 +223,7 @@ def arithmetic_bound(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
 
 def copying(device: CpuDevice, size: int) -> Work:
     """Copies that read and write `size` bytes together."""
-    source = np.zeros(max(1, size // 8), np.float32)
-    destination = np.empty_like(source)
+    source, destination = (aligned(np.zeros(max(1, size // 8), np.float32)) for _ in range(2))
     device.fill(source, 1.0)  # by the threads that will read it, so that its pages lie near them
     device.fill(destination, 0.0)
     return lambda: device.copy(destination, source)

@@ -29,6 +29,8 @@ import click
 
 from pytrain.errors import UserError
 
+from . import _record
+
 ROOT = Path(__file__).resolve().parent.parent
 NEWEST_LLVM, OLDEST_LLVM = 25, 14
 ITERATIONS = 200
@@ -303,7 +305,8 @@ def results(cpus: list[str], binary: Path | None = None) -> list[Result]:
 @click.command()
 @click.option("--cpu", "cpus", multiple=True, type=click.Choice(list(CPUS)), help="Default: all.")
 @click.option("--object", "binary", type=click.Path(path_type=Path, exists=True), help="A built object or module.")
-@click.option("--json", "output", type=click.Path(path_type=Path), help="Also write the table to this file.")
+@click.option("--json", "output", type=click.Path(path_type=Path), metavar="FILE", callback=_record.writable,
+              help="Also write the table to this file.")  # fmt: skip
 def command(cpus: tuple[str, ...], binary: Path | None, output: Path | None) -> None:
     """Model the inner loops of the Arm kernels."""
     found = results(list(cpus or CPUS), binary)
@@ -324,4 +327,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m bench.mca")
+    _record.start(command, "python -m bench.mca")

@@ -98,7 +98,9 @@ class Contest:
                 self.turns.setdefault(name, []).append(turn)
                 before = after
         for name, worker in workers.items():
-            self.profiles[name] = worker.ask("profile")
+            self.profiles[name] = profile = worker.ask("profile")
+            if "products_gflops" in profile:
+                profile["products_share"] = profile["products_gflops"] / self._probe()
 
     def figures(self, name: str) -> dict[str, Any]:
         """What is reported of a participant."""
@@ -198,7 +200,8 @@ def _results(contest: Contest, options: Mapping[str, Any], skipped: Mapping[str,
     length = config.data.sequence_length
     peers: dict[str, Any] = {name: contest.figures(name) for name in contest.turns if name != TRAINER}
     case = Case(options["model"], config.batch.global_batch, length, config.precision.dtype)
-    judged = verdict(case, {name: found["mfu"] for name, found in peers.items()})
+    products = {name: found["products_share"] for name, found in peers.items()}
+    judged = verdict(case, {name: found["mfu"] for name, found in peers.items()}, products)
     ours = contest.figures(TRAINER)
     causal = model_flops(config.model, length) / flops_per_token(config.model, length)
     reported = [value for turn in contest.turns[TRAINER] for value in turn.answer["reported_seconds"]]
@@ -236,6 +239,9 @@ def _print(results: Mapping[str, Any], skipped: Mapping[str, str], profile: bool
             _print_row(name, found, results["ratios"][name])
     for name, reason in skipped.items():
         print(f"{name}: skipped: {reason}")
+    for name, found in results["peers"].items():
+        if name not in skipped:
+            print(f"{name + ' products':<29} {found['products_share']:.1%} of peak, a layer's forward ones alone")
     print(f"as train reports it   {compact(results['tokens_per_s_reported'])} tokens/s")
     print(f"peak                  {_record.spread(results['peak_gflops'])} GFLOP/s")
     memory = ", ".join(f"{kind} {size / 1e9:.3f}" for kind, size in results["memory"].items())
@@ -268,7 +274,12 @@ def _print(results: Mapping[str, Any], skipped: Mapping[str, str], profile: bool
 @click.option("--peers", multiple=True, type=click.Choice(["torch", *PEERS]), help="torch: eager and compiled.")
 @click.option("--keep", type=click.Path(path_type=Path), metavar="FOLDER", help=KEEP_HELP)
 @click.option(
-    "--profile", is_flag=False, flag_value="step.trace.json", type=click.Path(path_type=Path), help=PROFILE_HELP
+    "--profile",
+    is_flag=False,
+    flag_value="step.trace.json",
+    type=click.Path(path_type=Path),
+    callback=_record.writable,
+    help=PROFILE_HELP,
 )
 @_record.json_option
 def command(**options: Any) -> None:

@@ -37,6 +37,7 @@ constexpr std::array kFields = {
     PYTRAIN_FIELD(widen, kDTypes),
     PYTRAIN_FIELD(narrow, kDTypes),
     PYTRAIN_FIELD(add, 1),
+    PYTRAIN_FIELD(add_rows, kDTypes),
     PYTRAIN_FIELD(scale, 1),
     PYTRAIN_FIELD(gelu_forward, 1),
     PYTRAIN_FIELD(gelu_backward, 1),

@@ -20,6 +20,12 @@ constexpr std::int64_t kTaskColumns = 64;
 // with their product.
 constexpr std::int64_t kSumRows = 64;
 
+// Columns of each of two tasks per thread, a multiple of kTaskColumns: long pieces of rows cost fewer calls and let
+// prefetchers run. A column's sum does not depend on who its neighbours are, so this may know the threads.
+std::int64_t task_columns(std::int64_t columns, int threads) {
+    return std::clamp(ceil_div(columns, 2 * threads * kTaskColumns) * kTaskColumns, kTaskColumns, kPiece);
+}
+
 std::int64_t chunk_rows(std::int64_t rows) { return std::max(kLeastChunkRows, ceil_div(rows, kRowChunks)); }
 
 }  // namespace
@@ -30,9 +36,8 @@ WorkspaceNeed rows_workspace(std::int64_t width) {
 }
 
 void CpuDevice::bias_backward(Tensor dbias, Tensor dy, std::int64_t m, std::int64_t n, std::int64_t ldy, Queue*) {
-    // Long pieces of rows cost fewer calls. A column's sum does not depend on who its neighbours are.
-    const std::int64_t even = ceil_div(n, 4 * workspace_.threads() * kTaskColumns) * kTaskColumns;
-    const std::int64_t width = std::clamp(even, kTaskColumns, kPiece);
+    const std::int64_t width = task_columns(n, workspace_.threads());
+    const auto add_rows = kernels_.add_rows[static_cast<int>(dy.dtype)];
     parallel_for(workspace_.threads(), ceil_div(n, width), [=](std::int64_t task, int thread) {
         const std::int64_t column = task * width;
         const std::int64_t columns = std::min(width, n - column);
@@ -42,8 +47,7 @@ void CpuDevice::bias_backward(Tensor dbias, Tensor dy, std::int64_t m, std::int6
         std::fill(total, total + columns, 0.0f);
         for (std::int64_t begin = 0; begin < m; begin += kSumRows) {
             std::fill(sum, sum + columns, 0.0f);
-            for (std::int64_t row = begin; row < std::min(m, begin + kSumRows); ++row)
-                kernels_.add(sum, read_row(kernels_, dy, row * ldy + column, columns, scratch), columns);
+            add_rows(sum, dy.at(begin * ldy + column).data, ldy, std::min(kSumRows, m - begin), columns);
             kernels_.add(total, sum, columns);
         }
         float* const out = update_row(kernels_, dbias, column, columns, scratch);
@@ -80,13 +84,14 @@ void CpuDevice::embed_forward(const Embed& embed, Tensor out, Tensor table, Tens
 // Tokens repeat, so rows cannot be shared out among threads: each task owns columns and adds the rows in their order.
 void CpuDevice::embed_backward(const Embed& embed, Tensor dtable, Tensor dposition_table, Tensor dout, Queue*) {
     const std::int64_t hidden = embed.hidden;
-    parallel_for(workspace_.threads(), ceil_div(hidden, kTaskColumns), [=](std::int64_t task, int thread) {
-        const std::int64_t column = task * kTaskColumns;
-        const std::int64_t columns = std::min(kTaskColumns, hidden - column);
+    const std::int64_t width = task_columns(hidden, workspace_.threads());
+    parallel_for(workspace_.threads(), ceil_div(hidden, width), [=](std::int64_t task, int thread) {
+        const std::int64_t column = task * width;
+        const std::int64_t columns = std::min(width, hidden - column);
         float* const scratch = workspace_.thread(thread);
         const auto add_to = [=](Tensor gradient, std::int64_t index, const float* dy) {
             const std::int64_t first = index * hidden + column;
-            float* const sum = update_row(kernels_, gradient, first, columns, scratch + kTaskColumns);
+            float* const sum = update_row(kernels_, gradient, first, columns, scratch + width);
             kernels_.add(sum, dy, columns);
             write_row(kernels_, gradient, first, columns, sum);
         };

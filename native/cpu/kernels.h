@@ -83,8 +83,10 @@ struct Kernels {
     void (*narrow[kDTypes])(void* y, const float* x, std::int64_t n);  // round to nearest even, NaN stays NaN
 
     // --- elementwise ----------------------------------------------------------------------------
-    void (*add)(float* y, const float* x, std::int64_t n);           // y += x
-    void (*scale)(float* y, float factor, std::int64_t n);           // y *= factor
+    void (*add)(float* y, const float* x, std::int64_t n);  // y += x
+    void (*scale)(float* y, float factor, std::int64_t n);  // y *= factor
+    // y += each of `rows` rows of x, ld elements apart, one after the other; by storage type of x
+    void (*add_rows[kDTypes])(float* y, const void* x, std::int64_t ld, std::int64_t rows, std::int64_t n);
     void (*gelu_forward)(float* y, const float* x, std::int64_t n);  // tanh approximation
     // The backward ones write what the forward ones give into y too, unless it is null: the same bits.
     void (*gelu_backward)(float* dx, float* y, const float* dy, const float* x, std::int64_t n);

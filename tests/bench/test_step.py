@@ -86,6 +86,8 @@ def test_step_beside_pytorch(tmp_path: Path) -> None:
     found = measure("step", tmp_path, *TINY, "--steps", "1", "--rounds", "2", "--peers", "torch_eager")
     peer = found["peers"]["torch_eager"]
     assert set(peer) >= FIGURES | {"losses"}
+    assert 0 < peer["products_share"] < 1
+    assert peer["products_gflops"] > 0
     check_summary(found["ratios"]["torch_eager"]["speed"], 2)
     assert found["ratios"]["torch_eager"]["memory"] == found["peak_rss_bytes"] / peer["peak_rss_bytes"]
     assert found["valid"] is None  # nobody knows what PyTorch reaches with so small a model
@@ -176,13 +178,21 @@ def test_flops_are_those_of_the_field() -> None:
 def test_a_verdict() -> None:
     case = Case("gpt2-124m", 4, 256, "fp32")
     known = SHARES[case]
-    assert verdict(case, dict(known)).valid is True
-    assert verdict(case, {"torch_eager": 0.94 * known["torch_eager"]}).valid is True
-    short = verdict(case, {"torch_eager": known["torch_eager"], "torch_compile": 0.92 * known["torch_compile"]})
+    fast = dict.fromkeys(known, 0.9)
+    assert verdict(case, dict(known), fast).valid is True
+    assert verdict(case, {"torch_eager": 0.94 * known["torch_eager"]}, fast).valid is True
+    shares = {"torch_eager": known["torch_eager"], "torch_compile": 0.92 * known["torch_compile"]}
+    short = verdict(case, shares, fast)
     assert short.valid is False
     assert "torch_compile" in short.reason
-    assert verdict(case._replace(batch=5), dict(known)).valid is None
-    assert verdict(case, {}).valid is None
+    assert short.reason.endswith(
+        "its products alone reach 90.0% of the peak here, so what holds it back lies outside of them"
+    )
+    slow = verdict(case, shares, fast | {"torch_compile": 0.4})
+    assert slow.valid is False  # the rule stays: a slow library is named, not excused
+    assert slow.reason.endswith("so on this CPU its library of products holds its steps under that share")
+    assert verdict(case._replace(batch=5), dict(known), fast).valid is None
+    assert verdict(case, {}, {}).valid is None
 
 
 def trained(folder: Path, watched: bool, split: bool) -> tuple[list[float], Recorder]:

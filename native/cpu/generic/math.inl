@@ -51,6 +51,34 @@ double sum_of(std::int64_t n, Term term) {
     return total;
 }
 
+// Two such sums in one walk, for terms that share what they read: term(index, access, first, second) adds to two
+// accumulators, lanes outside a tail at 0. Each has the bits that sum_of gives.
+struct TwoSums {
+    double first, second;
+};
+
+template <class Term>
+TwoSums two_sums_of(std::int64_t n, Term term) {
+    TwoSums total{0.0, 0.0};
+    for (std::int64_t begin = 0; begin < n; begin += kChunk) {
+        const std::int64_t end = n - begin < kChunk ? n : begin + kChunk;
+        V first0 = set(0.0f), first1 = set(0.0f), first2 = set(0.0f), first3 = set(0.0f);
+        V second0 = set(0.0f), second1 = set(0.0f), second2 = set(0.0f), second3 = set(0.0f);
+        std::int64_t i = begin;
+        for (; i + 4 * kLanes <= end; i += 4 * kLanes) {
+            term(i, Whole{}, first0, second0);
+            term(i + kLanes, Whole{}, first1, second1);
+            term(i + 2 * kLanes, Whole{}, first2, second2);
+            term(i + 3 * kLanes, Whole{}, first3, second3);
+        }
+        for (; i + kLanes <= end; i += kLanes) term(i, Whole{}, first0, second0);
+        if (i < end) term(i, Tail{end - i}, first1, second1);
+        total.first += static_cast<double>(reduce_add(add(add(first0, first1), add(first2, first3))));
+        total.second += static_cast<double>(reduce_add(add(add(second0, second1), add(second2, second3))));
+    }
+    return total;
+}
+
 inline V clamp(V x, float low, float high) { return min(set(high), max(set(low), x)); }  // NaN stays NaN
 
 // e^x to 1 ulp where the result is normal; 0 below -104, infinity above 88.73, NaN for NaN.
