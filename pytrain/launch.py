@@ -295,10 +295,12 @@ def _wait_until_read(descriptor: int) -> None:
 
 
 def _warn_of_crowding(group: MpiGroup) -> None:
-    """On the first rank alone, for its own node."""
+    """On the first rank alone, for its own node; where the ranks made room for each other by themselves, that too."""
     from pytrain.collectives.process import crowding
 
     places = group.process.places
+    if group.rank == 0 and group.process.sharing is not None:
+        print(f"note: {group.process.sharing}", file=sys.stderr, flush=True)
     sentence = crowding(places, places[0].node)
     if group.rank == 0 and sentence is not None:
         print(f"warning: {sentence}", file=sys.stderr, flush=True)

@@ -36,6 +36,8 @@ def find_checkpoint(folder: Path, resume: str, world: Group) -> checkpoint.Check
             raise UserError(
                 f"{folder} already holds {found.name}; go on with --resume auto, or choose another run.folder"
             )
+        if found is not None:
+            checkpoint.check_whole(found)
         return found
 
     if resume not in ("none", "auto"):

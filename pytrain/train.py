@@ -77,7 +77,8 @@ class Trainer:
         self.world = self.model.groups.world
         self.device, self.groups, self.engine = self.model.device, self.model.groups, self.model.engine
         self.optimizer, self.stage = self.model.optimizer, min(self.model.stages.items())[1]
-        self.world.on_root(lambda: checkpoint.check_writable(self.folder))
+        self._lock: checkpoint.FolderLock | None = None
+        self.world.on_root(self._take_folder)
         resumed = resuming.find_checkpoint(self.folder, resume, self.world)
         self.phases = resuming.mixture_phases(resumed, config.data)
         self.tokenizer_sha256 = self.world.on_root(self._load_tokenizer)
@@ -94,10 +95,12 @@ class Trainer:
         self._generator: Generator | None = None
         self._carried: dict[str, Any] = {}
         notes = []
+        if self._lock is not None and not self._lock.works:
+            notes.append(f"note: the file system of {self.folder} has no locks: nothing keeps a second job out of it")
         if resumed is None:
             self.optimizer.initialise(config.run.seed)
         else:
-            notes = self._restore(resumed)
+            notes += self._restore(resumed)
         self.world.on_root(lambda: write_record(self.folder, config, self.record))
         self.metrics = MetricsWriter(self.folder / METRICS, self.step_number) if self.is_root else None
         self._throughput = _throughput(config, self.world.size)
@@ -119,6 +122,11 @@ class Trainer:
         if not self.is_root:
             return NoProgress()
         return make_progress(self.config.run.steps, sys.stderr, self.config.run.log_every)
+
+    def _take_folder(self) -> None:
+        """On the root alone: see that the folder can be written to, and that no other job does."""
+        checkpoint.check_writable(self.folder)
+        self._lock = checkpoint.FolderLock(self.folder)
 
     def _load_tokenizer(self) -> str:
         """On the root alone: the others need the hash and nothing else."""
@@ -158,6 +166,8 @@ class Trainer:
             self.progress.close()
             if self.metrics is not None:
                 self.metrics.close()
+            if self._lock is not None:
+                self._lock.close()
 
     def run(self) -> TrainResult:
         """Train to the configured number of steps, or until a signal asks to stop; save at the end."""

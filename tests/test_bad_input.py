@@ -254,6 +254,22 @@ def test_a_tokenizer_that_does_not_match_the_checkpoint(corpora: Corpora, train_
     assert "does not match the checkpoint" in sentence
 
 
+def test_a_damaged_checkpoint_names_the_one_before(corpora: Corpora, refused: Refused, tmp_path: Path) -> None:
+    config = runs.configuration(corpora, corpora.folder / "run", run__steps=3)
+    file = runs.write_toml(config, tmp_path / "run.toml")
+    first, second = (corpora.folder / "run" / "checkpoints" / f"step-00000{step}" for step in (1, 2))
+    damaged = second / "embed.weights.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    sentence = refused("train", file, "--resume", "auto")
+    assert sentence.startswith(f"{damaged} is truncated: ")
+    assert sentence.endswith(f"; {first} is whole: --resume {first} goes on from there")
+    assert run(["train", str(file), "--resume", str(first)]) == ExitCode.OK
+    (first / "manifest.json").unlink()
+    (corpora.folder / "run" / "checkpoints" / "step-000003" / "manifest.json").unlink()
+    damaged.write_bytes(b"")
+    assert refused("train", file, "--resume", "auto").endswith("; the run has no other whole checkpoint")
+
+
 def test_a_tokenizer_larger_than_the_model(corpora: Corpora, refused: Refused, tmp_path: Path) -> None:
     config = runs.configuration(corpora, tmp_path / "run")
     file = runs.write_toml(config, tmp_path / "run.toml")

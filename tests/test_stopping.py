@@ -1,6 +1,7 @@
 """Signals that save and stop, a killed run, and what goes on from there."""
 
 import os
+import platform
 import signal
 import subprocess
 from pathlib import Path
@@ -33,6 +34,26 @@ def read_until(process: subprocess.Popen[str], text: str) -> None:
         if text in line:
             return
     raise AssertionError(f"{text!r} is not in {''.join(seen)}")
+
+
+def test_a_second_job_in_the_same_folder_is_refused(corpora: Corpora, tmp_path: Path) -> None:
+    """With --resume auto it would remove what the first is writing, and both would write the same steps."""
+    changes = {"learning_rate__schedule": "constant", "run__steps": 100_000}
+    config = configuration(corpora, tmp_path / "run", **changes)
+    with started(runs.write_toml(config, tmp_path / "run.toml")) as process:
+        read_until(process, "iteration        3/")
+        sentence = runs.refusal(config, "auto")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert sentence == (
+        f"{tmp_path / 'run'} is in use by process {process.pid} on {platform.node()}; "
+        "wait until it has ended, or choose another run.folder"
+    )
+    step = Checkpoint.open(tmp_path / "run").step
+    changes["run__steps"] = step + 1
+    # run.lock is still there, and nobody holds it
+    quiet_train(configuration(corpora, tmp_path / "run", **changes), "auto")
+    assert Checkpoint.open(tmp_path / "run").step == step + 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)

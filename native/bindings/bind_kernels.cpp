@@ -447,6 +447,8 @@ void bind_kernels(py::module_& module) {
     kernels.def("features", features,
                 "What the CPU and the affinity mask offer; cache sizes in bytes, 0 where unknown.");
     kernels.def("default_threads", cpu::default_threads, "OMP_NUM_THREADS, or the cores of the affinity mask.");
+    kernels.def("set_default_threads", cpu::set_default_threads, arg("threads"),
+                "What default_threads answers from now on, on this thread; devices made before keep their number.");
     kernels.def("parallel_tasks", parallel_tasks, arg("threads"), arg("tasks"), arg("failing") = -1, Gil());
     kernels.def("philox", philox, arg("counter"), arg("key"), "Four 32-bit words of Philox4x32-10.");
     kernels.def("philox_normals", philox_normals, arg("seed"), arg("key"), arg("block"),

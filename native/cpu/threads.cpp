@@ -37,6 +37,11 @@ void write_control(std::uint64_t) {}
 
 int default_threads() { return omp_get_max_threads(); }
 
+void set_default_threads(int threads) {
+    check(threads >= 1, "threads: must be at least 1, not ", threads);
+    omp_set_num_threads(threads);
+}
+
 FlushSubnormals::FlushSubnormals() : saved_(read_control()) { write_control(saved_ | kFlushBits); }
 
 FlushSubnormals::~FlushSubnormals() { write_control(saved_); }

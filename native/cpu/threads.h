@@ -8,6 +8,10 @@ namespace pytrain::cpu {
 // OMP_NUM_THREADS, or else the number of cores in the affinity mask.
 int default_threads();
 
+// Makes default_threads() answer this from now on, on the calling thread: for several ranks that share a node's cores
+// where OMP_NUM_THREADS says nothing. Devices that were made before keep their number.
+void set_default_threads(int threads);
+
 // Flushes subnormal results and operands to zero on this thread while it lives, and restores what was there before:
 // subnormals slow training down, and a process-wide flush breaks other people's code.
 class FlushSubnormals {

@@ -7,6 +7,8 @@ from pytrain.checkpoint.pieces import TensorEntry, TensorPiece
 from pytrain.checkpoint.reader import Checkpoint
 from pytrain.checkpoint.retention import prune
 from pytrain.checkpoint.store import (
+    FolderLock,
+    check_whole,
     check_writable,
     checkpoints_folder,
     find_checkpoint,
@@ -19,12 +21,14 @@ from pytrain.checkpoint.writer import Saving, save, start_save
 __all__ = [
     "Checkpoint",
     "FileOperations",
+    "FolderLock",
     "Group",
     "OneProcess",
     "Saving",
     "Snapshot",
     "TensorEntry",
     "TensorPiece",
+    "check_whole",
     "check_writable",
     "checkpoints_folder",
     "find_checkpoint",

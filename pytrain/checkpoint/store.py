@@ -4,7 +4,10 @@ Beside whole ones there may be `step-N.partial` (being written, or left by a cra
 about to give way to a new one of the same step) and `step-N.deleted` (being deleted).
 """
 
+import errno
+import fcntl
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -18,6 +21,7 @@ from pytrain.checkpoint.pieces import TensorEntry
 from pytrain.errors import UserError
 
 PARTIAL, REPLACED, DELETED = ".partial", ".replaced", ".deleted"
+LOCK = "run.lock"
 _STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -104,6 +108,23 @@ def is_whole(folder: Path) -> bool:
     return True
 
 
+def check_whole(folder: Path) -> None:
+    """As `read_manifest`; where this checkpoint of a run is not whole, the sentence names the newest that is.
+
+    It is not taken unasked: what was trained after it would be lost without a word.
+
+    Raises:
+        UserError: the manifest cannot be read, or a file is missing or has another size.
+    """
+    try:
+        read_manifest(folder)
+    except UserError as error:
+        others = [other for other in step_folders(folder.parents[1]).values() if other != folder and is_whole(other)]
+        if not others:
+            raise UserError(f"{error}; the run has no other whole checkpoint") from None
+        raise UserError(f"{error}; {others[-1]} is whole: --resume {others[-1]} goes on from there") from None
+
+
 def clean(run_folder: str | Path, operations: FileOperations) -> None:
     """Remove what a crash left; a replaced checkpoint without successor gets its name back."""
     folder = checkpoints_folder(run_folder)
@@ -132,6 +153,48 @@ def check_writable(run_folder: str | Path) -> None:
             file.write(b"pytrain")
             file.flush()
             os.fsync(file.fileno())
+
+
+class FolderLock:
+    """Keeps other jobs out of a run folder, by a lock on its file `run.lock`, until it is closed or forgotten.
+
+    The lock ends with this process, however it ends: a file that was left behind holds nobody up. One process may
+    lock a folder more than once. `works` is false where the file system has no locks.
+    """
+
+    def __init__(self, run_folder: str | Path) -> None:
+        """Take the lock.
+
+        Raises:
+            UserError: another process has it; the folder cannot be written to.
+        """
+        path = Path(run_folder) / LOCK
+        self._file = -1
+        self.works = True
+        with naming(path, "written"):
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                holder = os.read(self._file, 1000).decode(errors="replace").strip() or "another process"
+                raise UserError(
+                    f"{run_folder} is in use by {holder}; wait until it has ended, or choose another run.folder"
+                ) from None
+            self.works = False
+            return
+        with naming(path, "written"):
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, f"process {os.getpid()} on {platform.node()}\n".encode(), 0)
+
+    def close(self) -> None:
+        """Let others in."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def required_bytes(entries: Iterable[TensorEntry]) -> int:

@@ -178,7 +178,19 @@ def import_(folder: Path, out: Path) -> None:
 @click.command(short_help="Say what a checkpoint or corpus holds.")
 @click.argument("path", type=PATH)
 def inspect(path: Path) -> None:
-    """Say what a checkpoint, run folder or corpus prefix holds."""
+    """Say what a checkpoint, run folder or corpus prefix holds.
+
+    \b
+    Examples:
+      pytrain inspect runs/llama-15m
+      pytrain inspect data/train
+    """
+    from pytrain.data import description
+
+    prefix = description.corpus_prefix(path)
+    if prefix is not None:
+        click.echo(description.describe(prefix))
+        return
     from pytrain.checkpoint import inspect as inspection
 
     click.echo(inspection.inspect(path))

@@ -25,7 +25,15 @@ from pytrain.collectives.group import Array, Group, Handle
 from pytrain.collectives.journal import CollectiveMismatchError, History, Journal, differences
 from pytrain.collectives.mpi_transport import MpiTransport
 from pytrain.collectives.objects import barrier, broadcast_object, gather_objects
-from pytrain.collectives.process import Place, Process, ProgressChoice, choose_progress, crowding, this_place
+from pytrain.collectives.process import (
+    Process,
+    ProgressChoice,
+    choose_progress,
+    crowding,
+    share_cores,
+    sharing,
+    this_place,
+)
 from pytrain.collectives.progress import Progress
 from pytrain.collectives.settings import Settings
 from pytrain.collectives.staging import Staging
@@ -434,8 +442,12 @@ def world_group(settings: Settings, communicator: MPI.Intracomm, nodes: Sequence
     journal.label = f"rank {own.Get_rank()} of {own.Get_size()}"
     first = MpiGroup(process, own, "world", range(own.Get_size()))
     node = mpi_transport.node_of(own) if nodes is None else nodes[first.rank]
-    places: list[Place] = first.broadcast(first.gather(this_place(node)))
+    found = this_place(node)
+    places = share_cores(first.broadcast(first.gather(found)))
     process.places += places
+    process.sharing = sharing(found, places[first.rank])
+    if process.sharing is not None:
+        native().kernels.set_default_threads(places[first.rank].threads)
     process.spin = settings.spin if settings.spin is not None else crowding(places, node) is None
     first.transport.spin = progress.transport.spin = process.spin  # type: ignore[attr-defined]
     process.progress_choice = choose_progress(settings.progress, places, first.rank)

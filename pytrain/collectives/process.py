@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from pytrain.collectives.device_memory import DeviceMemory
@@ -24,14 +24,44 @@ class Place:
     """Its affinity mask."""
     threads: int
     """That its kernels use."""
+    given: bool = True
+    """Whether `OMP_NUM_THREADS` says so; else the ranks of a node share its cores."""
 
 
 def this_place(node: int) -> Place:
-    """Of this process."""
+    """Of this process, as OpenMP set it up: `share_cores` has not been asked yet."""
     from pytrain.native import native
 
     cores = frozenset(os.sched_getaffinity(0))
-    return Place(node, platform.node(), cores, int(native().information()["threads"]))
+    threads = int(native().information()["threads"])
+    return Place(node, platform.node(), cores, threads, "OMP_NUM_THREADS" in os.environ)
+
+
+def share_cores(places: Sequence[Place]) -> list[Place]:
+    """The places with as many threads as each rank's share of its cores, where no number was given.
+
+    Without one OpenMP starts a thread for each core of the affinity mask, in every rank: ranks that share cores would
+    wait for each other's threads, which takes many times longer. Bits do not depend on the number of threads.
+
+    Args:
+        places: by rank in the world.
+    """
+
+    def share(mine: Place) -> int:
+        beside = sum(place.node == mine.node and bool(place.cores & mine.cores) for place in places)
+        return max(1, len(mine.cores) // beside)
+
+    return [place if place.given else replace(place, threads=min(place.threads, share(place))) for place in places]
+
+
+def sharing(before: Place, after: Place) -> str | None:
+    """A sentence, if a rank has fewer threads after `share_cores` than before."""
+    if after.threads == before.threads:
+        return None
+    return (
+        f"OMP_NUM_THREADS is not set, and ranks on {after.host} share {len(after.cores)} cores: "
+        f"each takes {after.threads} of the {before.threads} threads that one alone would"
+    )
 
 
 def crowding(places: Sequence[Place], node: int) -> str | None:
@@ -98,6 +128,8 @@ class Process:
     places: list[Place]
     """By rank in the world."""
     progress_choice: ProgressChoice
+    sharing: str | None = None
+    """What to say of threads that this rank leaves to others of its node."""
     device_memory: DeviceMemory | None = None
     """Of the GPU that this process computes on; None where it computes on the CPU."""
     spin: bool = False

@@ -246,8 +246,6 @@ def train_sentencepiece(
     path = Path(output)
     if path.suffix != ".model":
         raise UserError(f"the tokenizer {path} must be named .model")
-    if not path.parent.is_dir():
-        raise UserError(f"the folder of the tokenizer {path} does not exist")
     if model_type not in ("unigram", "bpe"):
         raise UserError(f"the model type must be unigram or bpe, not {model_type!r}")
     if vocabulary_size < 2:
@@ -256,6 +254,10 @@ def train_sentencepiece(
     sample = _sample(_sentences(files, text_key, progress), sample_bytes, seed)
     if not sample:
         raise UserError(f"{', '.join(map(str, inputs))}: there is no text to train a tokenizer on")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder of the tokenizer {path} cannot be made: {error.strerror}") from None
     _write(path, _train(sample, path, vocabulary_size, model_type, character_coverage))
     return SentencePieceTokenizer(path)
 

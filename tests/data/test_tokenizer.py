@@ -226,11 +226,17 @@ def test_bad_training(tmp_path: Path, text_file: Path, arguments: dict[str, obje
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_folder_of_a_tokenizer_is_made(tmp_path: Path, text_file: Path) -> None:
+    made = train_sentencepiece([text_file], tmp_path / "new" / "folder" / "t.model", 500)
+    assert (tmp_path / "new" / "folder" / "t.model").is_file()
+    assert made.vocabulary_size == 500
+
+
 def test_bad_training_output_and_text(tmp_path: Path, text_file: Path) -> None:
     with pytest.raises(UserError, match=r"t.txt must be named .model"):
         train_sentencepiece([text_file], tmp_path / "t.txt", 400)
-    with pytest.raises(UserError, match=r"folder of the tokenizer .* does not exist"):
-        train_sentencepiece([text_file], tmp_path / "no" / "t.model", 400)
+    with pytest.raises(UserError, match=r"folder of the tokenizer .*t.model cannot be made: "):
+        train_sentencepiece([text_file], text_file / "t.model", 400)
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(UserError, match=r"empty.txt: there is no text to train a tokenizer on"):
         train_sentencepiece([tmp_path / "empty.txt"], tmp_path / "t.model", 400)

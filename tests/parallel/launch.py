@@ -44,13 +44,15 @@ def mpiexec() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     return tuple(command), tuple(settings.items())
 
 
-def run_ranks(ranks: int, module: str, *arguments: str, timeout: float = LONGEST, threads: int = 1) -> Ended:
-    """Run `python -m MODULE ARGUMENTS` on so many ranks.
+def run_ranks(ranks: int, module: str, *arguments: str, timeout: float = LONGEST, threads: int | None = 1) -> Ended:
+    """Run `python -m MODULE ARGUMENTS` on so many ranks, each with so many threads (None: of its own choice).
 
     A job that takes longer is killed, and fails the test with what it printed so far.
     """
     command, settings = mpiexec()
     environment = {**os.environ, **dict(settings), "OMP_NUM_THREADS": str(threads)}
+    if threads is None:
+        del environment["OMP_NUM_THREADS"]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
         [*command, "-n", str(ranks), sys.executable, "-X", "faulthandler", "-m", module, *arguments],

@@ -1,6 +1,7 @@
 """How a job starts, and that it ends: within seconds, saying why, leaving nobody behind."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Literal
 import pytest
 
 from pytrain.collectives import Group
-from pytrain.collectives.process import Place, choose_progress, crowding
+from pytrain.collectives.process import Place, choose_progress, crowding, share_cores, sharing
 from pytrain.launch import find_launcher, foreign_library, loaded_library, world
 from tests.parallel.launch import liveness, run_ranks
 
@@ -95,6 +96,15 @@ def test_too_many_threads_are_warned_of_once(tmp_path: Path) -> None:
     assert "run 128 threads on" in ended.output
 
 
+def test_ranks_share_the_cores_where_no_number_of_threads_is_given(tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    with liveness(tmp_path) as (path, _):
+        ended = run_ranks(cores, FAILURES, "shared_error", path, timeout=SOON, threads=None)
+    told = f"share {cores} cores: each takes 1 of the {cores} threads that one alone would"
+    assert ended.output.count(told) == (1 if cores > 1 else 0)
+    assert "hinder each other" not in ended.output
+
+
 # --- without ranks ---------------------------------------------------------------------------------
 
 
@@ -156,6 +166,22 @@ def test_one_process_is_a_group_of_one_without_mpi() -> None:
 
 def place(node: int, cores: set[int], threads: int) -> Place:
     return Place(node, f"host{node}", frozenset(cores), threads)
+
+
+def test_cores_are_shared_by_the_ranks_that_may_run_on_them() -> None:
+    everything = frozenset(range(8))
+    free = Place(0, "host0", everything, 8, given=False)
+    assert [each.threads for each in share_cores([free] * 3)] == [2, 2, 2]
+    assert [each.threads for each in share_cores([free] * 9)] == [1] * 9
+    assert share_cores([free]) == [free]
+    elsewhere = Place(1, "host1", everything, 8, given=False)
+    assert [each.threads for each in share_cores([free, elsewhere])] == [8, 8]
+    bound = [Place(0, "host0", frozenset({2 * n, 2 * n + 1}), 2, given=False) for n in range(4)]
+    assert share_cores(bound) == bound
+    given = place(0, set(everything), 8)
+    assert [each.threads for each in share_cores([given, free])] == [8, 4], "what is given stays"
+    assert sharing(free, free) is None
+    assert "each takes 4 of the 8 threads" in (sharing(free, share_cores([given, free])[1]) or "")
 
 
 def test_crowding_counts_the_cores_that_the_ranks_share() -> None:
