@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 COLOURS = ("#3b6ea5", "#c8743a", "#5b8c5a", "#8a6bb0", "#a8434c", "#6b6b6b")
 WIDTH, LABEL, ROW, MARGIN = 860, 250, 22, 60
+FARTHEST = 1.6
+"""Times the ceiling at which bars are cut off: one outlier would make the others too short to compare."""
 
 
 class Bar(NamedTuple):
@@ -29,9 +31,11 @@ def bars(rows: Sequence[Bar], ceiling: float | None = None) -> str:
 
     Args:
         rows: from the top to the bottom.
-        ceiling: a value that is marked with a vertical line, if there is one.
+        ceiling: a value that is marked with a vertical line, if there is one; bars end at FARTHEST times it.
     """
     most = max([bar.high for bar in rows] + ([ceiling] if ceiling else [])) or 1.0
+    if ceiling:
+        most = min(most, FARTHEST * ceiling)
     scale = (WIDTH - LABEL - 190) / most
     parts = []
     for number, bar in enumerate(rows):
@@ -39,10 +43,9 @@ def bars(rows: Sequence[Bar], ceiling: float | None = None) -> str:
         middle = y + ROW / 2 - 3
         colour = COLOURS[bar.series % len(COLOURS)]
         parts.append(f'<text x="{LABEL - 8}" y="{y + 12}" text-anchor="end">{escape(bar.label)}</text>')
-        parts.append(
-            f'<rect x="{LABEL}" y="{y}" width="{bar.value * scale:.1f}" height="{ROW - 6}" fill="{colour}"/>'
-        )
-        low, high = LABEL + bar.low * scale, LABEL + bar.high * scale
+        width = min(bar.value, most) * scale
+        parts.append(f'<rect x="{LABEL}" y="{y}" width="{width:.1f}" height="{ROW - 6}" fill="{colour}"/>')
+        low, high = LABEL + min(bar.low, most) * scale, LABEL + min(bar.high, most) * scale
         parts.append(f'<path d="M{low:.1f} {middle:.1f}H{high:.1f}" stroke="#222"/>')
         parts.append(f'<text x="{high + 6:.1f}" y="{y + 12}">{escape(bar.text)}</text>')
     height = len(rows) * ROW + 8

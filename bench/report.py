@@ -21,11 +21,20 @@ from . import _record
 from ._svg import COLOURS, Bar, Point, bars, roofline
 
 Found = Mapping[str, Any]
+SMALLEST_OP = 0.001
+"""Of a step: ops that take less are drawn as one bar."""
+CEILINGS = {
+    "fp32_gflops": ("Multiply-adds in fp32", "GFLOP/s"),
+    "bf16_gflops": ("Dot products of bf16 pairs", "GFLOP/s"),
+    "read_gb_s": ("Reading memory", "GB/s"),
+    "copy_gb_s": ("Copying memory, read and written bytes together", "GB/s"),
+}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2em auto; padding: 0 1em; color: #222; }
 svg { font: 12px system-ui, sans-serif; max-width: 100%; height: auto; }
-table { border-collapse: collapse; } td { padding: 2px 14px 2px 0; vertical-align: top; }
+table { border-collapse: collapse; } td, th { padding: 2px 14px 2px 0; vertical-align: top; text-align: left; }
 .invalid { color: #a8434c; font-weight: bold; }
+code, .note { color: #666; } h2 { margin-top: 2em; border-top: 1px solid #ddd; padding-top: 1em; }
 """
 
 
@@ -40,15 +49,20 @@ def _legend(names: Sequence[str]) -> str:
 
 def peak_section(found: Found) -> Iterator[str]:
     """Ceilings by number of threads."""
-    for key, unit in (("fp32_gflops", "GFLOP/s"), ("read_gb_s", "GB/s"), ("copy_gb_s", "GB/s")):
-        yield f"<h3>{key}</h3>"
-        yield bars([_bar(f"{row['threads']} threads", row[key], unit) for row in found["cases"]])
+    for key, (title, unit) in CEILINGS.items():
+        rows = [row for row in found["cases"] if row.get(key)]
+        if rows:
+            yield f"<h3>{title}</h3>"
+            yield bars([_bar(_threads(row["threads"]), row[key], unit) for row in rows])
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def step_section(found: Found) -> Iterator[str]:
     """Tokens per second beside the peers, memory, and where the time went."""
-    options = found["options"]
-    yield f"<p>{escape(_words(options, 'model', 'batch', 'seq', 'dtype', 'tp'))}</p>"
+    yield f"<p>{escape(_words(found['options'], 'model', 'batch', 'seq', 'dtype', 'tp'))}</p>"
     runs = {"pytrain": found} | {name: peer for name, peer in found["peers"].items() if "skipped" not in peer}
     speeds, memory = [], []
     for number, (name, run) in enumerate(runs.items()):
@@ -65,14 +79,29 @@ def step_section(found: Found) -> Iterator[str]:
     if found["valid"] is False:
         yield f'<p class="invalid">Invalid: {escape(found["validity"])}</p>'
     yield "<h3>Peak memory</h3>" + bars(memory)
-    yield f"<h3>Where a step goes</h3><p>Python: {found['python_share']:.2%} of a step</p>"
-    ops = [(name, 1e3 * seconds) for name, seconds in found["ops"].items()]
-    yield bars([Bar(name, value, value, value, f"{value:.2f} ms") for name, value in ops])
+    yield "<h3>Where a step goes</h3>"
+    yield f"<p>One step, op by op. Python's share of whole steps: {found['python_share']:.2%}. {_FUSED}</p>"
+    yield bars(_op_bars(found["ops"]))
+
+
+_FUSED = "The head is one op with its loss and gradients, and counts as head.forward."
+
+
+def _op_bars(ops: Mapping[str, float]) -> list[Bar]:
+    """The ops of a step in their order, and those too small to be seen as one."""
+    whole = sum(ops.values()) or 1.0
+    shown = {name: seconds for name, seconds in ops.items() if seconds >= SMALLEST_OP * whole}
+    rest = {name: seconds for name, seconds in ops.items() if name not in shown}
+    if rest:
+        shown[f"{len(rest)} others"] = sum(rest.values())
+    texts = {name: f"{1e3 * seconds:.1f} ms, {seconds / whole:.1%}" for name, seconds in shown.items()}
+    return [Bar(name, seconds, seconds, seconds, texts[name]) for name, seconds in shown.items()]
 
 
 def kernels_section(found: Found) -> Iterator[str]:
     """Shares of the ceiling that binds each operation."""
     isas = list(dict.fromkeys(row["isa"] for row in found["kernels"]))
+    yield "<p>The dashed line is the ceiling: copying as many bytes, or the peak of the arithmetic.</p>"
     yield _legend(isas)
     rows = [
         Bar(
@@ -164,6 +193,17 @@ def _scaled(values: Found, factor: float) -> dict[str, float]:
     return {name: factor * values[name] for name in ("median", "min", "max")}
 
 
+TITLES = {
+    "peak": "Ceilings of this machine",
+    "step": "Training steps",
+    "matmul": "Products of a step",
+    "kernels": "Kernels",
+    "attention": "Attention, forward and backward",
+    "peers": "Beside NumPy and PyTorch",
+    "loader": "Data loader",
+    "collectives": "Collectives",
+    "scaling": "Two ranks beside one",
+}
 SECTIONS: Mapping[str, Callable[[Found], Iterator[str]]] = {
     "peak": peak_section,
     "step": step_section,
@@ -180,21 +220,22 @@ SECTIONS: Mapping[str, Callable[[Found], Iterator[str]]] = {
 def roofline_section(files: Sequence[Found]) -> Iterator[str]:
     """Kernels under the ceilings that `bench.peak` measured on the same machine, if it is among the files."""
     peaks = [found for found in files if found["bench"] == "peak"]
+    rows = [row for found in files if found["bench"] == "kernels" for row in found["kernels"] if row["flops"]]
+    isas = list(dict.fromkeys(row["isa"] for row in rows))
     points = [
         Point(
             f"{row['name']} ({row['isa']})",
             row["flops"] / row["bytes"],
             row["flops"] / row["seconds"]["median"] / 1e9,
+            isas.index(row["isa"]),
         )
-        for found in files
-        if found["bench"] == "kernels"
-        for row in found["kernels"]
-        if row["flops"]
+        for row in rows
     ]
     if not peaks or not points:
         return
     most = max(peaks[-1]["cases"], key=lambda row: row["threads"])
     yield "<h2>Roofline</h2><p>Point at a dot for its name. A dot above the slope lives in a cache.</p>"
+    yield _legend(isas)
     yield roofline(points, most["fp32_gflops"]["max"], most["copy_gb_s"]["max"])
 
 
@@ -212,14 +253,44 @@ def machine_table(machine: Found) -> str:
     return f"<details><summary>machine</summary><table>{rows}</table></details>"
 
 
+def _headlines(files: Sequence[Found]) -> Iterator[str]:
+    """What a reader in a hurry wants: the machine, and a line for each training step that was measured."""
+    machine = files[-1]["machine"] if files else {}
+    about = [str(machine[name]) for name in ("cpu", "isa", "commit", "date") if name in machine]
+    yield f"<p>{escape(', '.join(about))}</p>"
+    rows = [row for found in files if found["bench"] == "step" for row in _headline_rows(found)]
+    if rows:
+        names = ("", "tokens/s", "of peak", "memory", "pytrain's speed", "pytrain's memory")
+        yield f"<table><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr>{''.join(rows)}</table>"
+    yield '<p class="note">A bar is a median; the line across it goes from the smallest to the largest value.</p>'
+
+
+def _headline_rows(found: Found) -> Iterator[str]:
+    """The trainer and its peers, how many times its speed and what share of its memory the trainer has."""
+    options = found["options"]
+    shape = f"{options.get('model')} {options.get('batch')} x {options.get('seq')} {options.get('dtype')}"
+    for name, run in {"pytrain": found, **found["peers"]}.items():
+        if "skipped" in run:
+            continue
+        cells = [f"{shape}, {name}", compact(run["tokens_per_s"]), f"{run['mfu']:.1%}"]
+        cells.append(f"{run['peak_rss_bytes'] / 1e9:.2f} GB")
+        ratio = found.get("ratios", {}).get(name)
+        if ratio is not None:
+            invalid = " (invalid)" if found["valid"] is False else ""
+            cells += [f"{ratio['speed']['median']:.2f} x{invalid}", f"{ratio['memory']:.2f} x"]
+        yield f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+
+
 def page(files: Sequence[Found]) -> str:
     """The whole page."""
-    parts = ["<h1>pytrain benchmarks</h1>"]
+    parts = ["<h1>pytrain benchmarks</h1>", *_headlines(files)]
     parts += roofline_section(files)
     for found in files:
         section = SECTIONS.get(found["bench"])
         if section is not None:
-            parts += [f"<h2>{escape(found['bench'])}</h2>", *section(found), machine_table(found["machine"])]
+            name = found["bench"]
+            parts += [f"<h2>{TITLES[name]} <code>bench.{name}</code></h2>", *section(found)]
+            parts.append(machine_table(found["machine"]))
     body = "\n".join(parts)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>pytrain benchmarks</title>'

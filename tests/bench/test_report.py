@@ -55,8 +55,14 @@ def step_result() -> dict[str, Any]:
     }
     peers = {"torch_eager": figures | {"tokens_per_s": 100.0}, "torch_compile": {"skipped": "no compiler"}}
     return {
-        **{"bench": "step", "machine": {"cpu": "x"}, "options": {"model": "gpt2-124m"}, "valid": False},
+        **{
+            "bench": "step",
+            "machine": {"cpu": "x"},
+            "options": {"model": "gpt2-124m", "batch": 4, "seq": 256, "dtype": "fp32"},
+            "valid": False,
+        },
         **{"validity": "torch_eager reached 1 %", "peers": peers},
+        "ratios": {"torch_eager": {"speed": summary(2.0) | {"median": 2.0}, "memory": 0.7}},
         **figures,
     }
 
@@ -98,10 +104,12 @@ def test_every_kind_has_its_section(
     assert {"svg", "rect", "circle", "table"} <= page.seen
     assert "http" not in text
     for name in report.SECTIONS:
-        assert f"<h2>{name}</h2>" in text
+        assert f"<code>bench.{name}</code></h2>" in text
     assert "Invalid: torch_eager reached 1 %" in text
     assert "torch_compile: skipped: no compiler" in text
     assert "a&lt;b" in text
+    assert "<td>gpt2-124m 4 x 256 fp32, torch_eager</td><td>100</td><td>50.0%</td><td>1.00 GB</td>" in text
+    assert "<td>2.00 x (invalid)</td><td>0.70 x</td>" in text
     assert "<h2>Roofline</h2>" in text
 
 
@@ -111,6 +119,18 @@ def test_bars_are_to_scale() -> None:
     assert widths[1] == pytest.approx(2 * widths[0])
     assert widths[1] < WIDTH
     assert "stroke-dasharray" in drawn
+
+
+def test_a_bar_far_beyond_the_ceiling_is_cut_off() -> None:
+    drawn = bars([Bar("far", 40.0, 30.0, 50.0, "4000 %"), Bar("whole", 1.0, 1.0, 1.0, "100 %")], ceiling=1.0)
+    far, whole = (float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', drawn))
+    assert far == pytest.approx(1.6 * whole, rel=1e-3)
+
+
+def test_ops_too_small_to_see_are_one_bar() -> None:
+    drawn = report._op_bars({"head.forward": 2.0, "mlp.forward": 1.0, "loss.forward": 1e-5, "embed.forward": 2e-5})
+    assert [bar.label for bar in drawn] == ["head.forward", "mlp.forward", "2 others"]
+    assert sum(bar.value for bar in drawn) == pytest.approx(3.00003)
 
 
 def test_the_roof_bends_where_the_ceilings_meet() -> None:
