@@ -64,7 +64,7 @@ def generate(
     Examples:
       pytrain generate runs/llama-15m --prompt "Once upon a time"
       pytrain generate runs/llama-15m/checkpoints/step-001000 --temperature 0 --prompt - < prompt.txt
-      mpiexec -n 4 pytrain generate runs/llama-13b --prompt "Once upon a time"
+      mpiexec -n 4 pytrain generate runs/fugaku-13b --prompt "Once upon a time"
     """
     from pytrain import launch
     from pytrain.generate import generate_text
@@ -125,7 +125,7 @@ def evaluate(checkpoint: Path, corpora: tuple[str, ...], batches: int, tp: int, 
     \b
     Examples:
       pytrain evaluate runs/llama-15m
-      mpiexec -n 4 pytrain evaluate runs/llama-13b --corpus data/heldout --tp 2 --pp 2
+      mpiexec -n 4 pytrain evaluate runs/fugaku-13b --corpus data/heldout --tp 2 --pp 2
     """
     from pytrain import launch
     from pytrain.evaluate import evaluate_checkpoint
