@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytrain import checkpoint
+from pytrain import checkpoint, inputs
 from pytrain.checkpoint.pieces import ITEM_BYTES
 from pytrain.config import parameter_count
 from pytrain.flops import hardware_flops, model_flops
@@ -134,7 +134,12 @@ def measured_peak() -> float:
 
 
 def report(config: "RunConfig") -> str:
-    """The dry run as text: parameters, tokens, memory, disk, time."""
+    """The dry run as text: parameters, tokens, data, memory, disk, time.
+
+    Raises:
+        UserError: tokenizer or corpora are here and training would refuse them. That they are missing is a line.
+    """
+    data = inputs.describe(config)
     tokens = config.run.steps * config.step_tokens
     memory = largest_rank(config)
     ranks = config.parallel.dp * config.parallel.pp * config.parallel.tp
@@ -151,12 +156,13 @@ def report(config: "RunConfig") -> str:
         f"{config.run.folder}: {config.model.family}, {parameter_count(config.model):,} parameters",
         f"tokens:      {tokens:,} in {config.run.steps:,} steps of {config.step_tokens:,} "
         f"({config.micro_batches} micro-batches of {config.batch.micro_batch} sequences)",
+        *data,
         f"memory:      {_bytes(memory.total)}{whose}: "
         + ", ".join(f"{kind} {_bytes(size)}" for kind, size in memory.by_kind.items() if size),
         "activations: " + ", ".join(f"{kind} {_bytes(size)}" for kind, size in memory.by_lifetime.items()),
         f"checkpoint:  {_bytes(disk)} each, {_bytes(free)} free at {Path(config.run.folder).absolute()}"
         + ("" if disk <= free else ": TOO LITTLE ROOM for one"),
-        f"arithmetic:  {per_token / 1e9:.3f} GFLOP per token, {flops / 1e15:.3f} PFLOP in all",
+        f"arithmetic:  {_flop(per_token)} per token, {_flop(flops)} in all",
         f"time:        {_time(config, flops / ranks)}{together}; `pytrain bench step` measures what it really is",
     ]
     return "\n".join(lines)
@@ -175,6 +181,13 @@ def _time(config: "RunConfig", flops: float) -> str:
     seconds = round(flops / (ASSUMED_SHARE * peak))
     rate = f"{ASSUMED_SHARE:.0%} of a peak of {peak / 1e12:.3f} TFLOP/s ({source})"
     return f"about {timedelta(seconds=seconds)}, at {rate}"
+
+
+def _flop(count: float) -> str:
+    for factor, unit in ((1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
+        if count >= factor:
+            return f"{count / factor:.3f} {unit}"
+    return f"{count / 1e6:.3f} MFLOP"
 
 
 def _bytes(size: int) -> str:
