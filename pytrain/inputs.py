@@ -94,7 +94,7 @@ def describe(config: RunConfig) -> list[str]:
     for key in ("train", "heldout"):
         corpora = getattr(config.data, key)
         lacking = {corpus.prefix: _lacking(corpus.prefix) for corpus in corpora}
-        missing += [f"data.{key} {name}" for names in lacking.values() for name in names]
+        missing += [f"data.{key} {prefix} ({', '.join(ends)})" for prefix, ends in lacking.items() if ends]
         here[key] = tuple(corpus for corpus in corpora if not lacking[corpus.prefix])
     part = config.model_copy(update={"data": config.data.model_copy(update=here)})
     if here["train"]:
@@ -109,5 +109,5 @@ def describe(config: RunConfig) -> list[str]:
 
 
 def _lacking(prefix: str | Path) -> list[str]:
-    """The files of a corpus that are not there."""
-    return [name for name in (f"{prefix}.bin", f"{prefix}.idx") if not Path(name).exists()]
+    """The endings of a corpus's files that are not there."""
+    return [ending for ending in (".bin", ".idx") if not Path(f"{prefix}{ending}").exists()]
