@@ -177,12 +177,14 @@ def import_(folder: Path, out: Path) -> None:
 
 @click.command(short_help="Say what a checkpoint or corpus holds.")
 @click.argument("path", type=PATH)
-def inspect(path: Path) -> None:
+@click.option("--tensors", is_flag=True, help="A line for every tensor, the optimizer's too, not for each layer.")
+def inspect(path: Path, tensors: bool) -> None:
     """Say what a checkpoint, run folder or corpus prefix holds.
 
     \b
     Examples:
       pytrain inspect runs/llama-15m
+      pytrain inspect runs/llama-15m --tensors
       pytrain inspect data/train
     """
     from pytrain.data import description
@@ -193,4 +195,4 @@ def inspect(path: Path) -> None:
         return
     from pytrain.checkpoint import inspect as inspection
 
-    click.echo(inspection.inspect(path))
+    click.echo(inspection.inspect(path, tensors=tensors))
