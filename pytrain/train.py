@@ -293,7 +293,10 @@ class Trainer:
             return ()
         self.world.phase = f"sampling after step {self.step_number}"
         settings = self.config.sample
-        return tuple(self.sample(prompt, settings.tokens, settings.temperature) for prompt in settings.prompts)
+        samples = tuple(self.sample(prompt, settings.tokens, settings.temperature) for prompt in settings.prompts)
+        for sample in samples:
+            self.progress.note(f"step {self.step_number}: {sample.prompt}{sample.text}")
+        return samples
 
     def sample(self, prompt: str, tokens: int = 64, temperature: float = 0.8) -> Sample:
         """What the model writes after `prompt`, with the weights as they are; no text on other ranks than the root.
@@ -322,9 +325,7 @@ class Trainer:
             )
         )
         text = self.tokenizer.decode([token for token in written if token != stop]) if self.is_root else ""
-        sample = Sample(prompt, text)
-        self.progress.note(f"step {self.step_number}: {prompt}{sample.text}")
-        return sample
+        return Sample(prompt, text)
 
     def _encoded(self, prompt: str) -> tuple[list[int], int, int]:
         """A prompt's tokens, the one that ends a document, and how many there are."""
