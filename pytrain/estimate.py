@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytrain import checkpoint
+from pytrain import checkpoint, inputs
 from pytrain.checkpoint.pieces import ITEM_BYTES
 from pytrain.config import parameter_count
 from pytrain.flops import hardware_flops, model_flops
@@ -39,6 +39,8 @@ class RankMemory:
     """Bytes by kind, as the device counts them."""
     by_lifetime: Mapping[str, int]
     """Bytes of the activation arenas by lifetime (see native/model/arena.h)."""
+    pinned: int
+    """Bytes of all that lie in host memory where the run computes on a GPU; 0 on the CPU."""
 
     @property
     def total(self) -> int:
@@ -107,9 +109,11 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
         kinds["weights"] += sum(weight_buffers(extents)) * ITEM_BYTES[policy.weights]
     layouts = [(layout, shards) for layout, _, shards in extents]
     pinned = pinned_buffers(config, plan.training.ranks[pp_rank], layouts, pp_rank, tp_rank)
-    kinds["staging"] += sum(count * size for count, size in pinned.values())
+    host = sum(count * size for count, size in pinned.values())
+    kinds["staging"] += host
     kinds["snapshot"] = snapshot_bytes(config.checkpoint, owned)
-    return RankMemory(pp_rank, tp_rank, kinds, dict(lifetimes))
+    host = 0 if config.run.device == "cpu" else host + kinds["snapshot"]
+    return RankMemory(pp_rank, tp_rank, kinds, dict(lifetimes), host)
 
 
 def _gradient_elements(layout: "_native.Layout", stage: StagePlan) -> int:
@@ -134,7 +138,12 @@ def measured_peak() -> float:
 
 
 def report(config: "RunConfig") -> str:
-    """The dry run as text: parameters, tokens, memory, disk, time."""
+    """The dry run as text: parameters, tokens, data, memory, disk, time.
+
+    Raises:
+        UserError: tokenizer or corpora are here and training would refuse them. That they are missing is a line.
+    """
+    data = inputs.describe(config)
     tokens = config.run.steps * config.step_tokens
     memory = largest_rank(config)
     ranks = config.parallel.dp * config.parallel.pp * config.parallel.tp
@@ -146,24 +155,25 @@ def report(config: "RunConfig") -> str:
     flops = hardware_flops(config.model, config.data.sequence_length, config.recompute.of_stage(0)) * tokens
     per_token = model_flops(config.model, config.data.sequence_length)
     whose = "" if ranks == 1 else f" on the rank that takes most (pp {memory.pp_rank}, tp {memory.tp_rank})"
-    together = "" if ranks == 1 else f" on each of {ranks} ranks, waits not counted"
     lines = [
         f"{config.run.folder}: {config.model.family}, {parameter_count(config.model):,} parameters",
         f"tokens:      {tokens:,} in {config.run.steps:,} steps of {config.step_tokens:,} "
         f"({config.micro_batches} micro-batches of {config.batch.micro_batch} sequences)",
+        *data,
         f"memory:      {_bytes(memory.total)}{whose}: "
-        + ", ".join(f"{kind} {_bytes(size)}" for kind, size in memory.by_kind.items() if size),
+        + ", ".join(f"{kind} {_bytes(size)}" for kind, size in memory.by_kind.items() if size)
+        + (f"; {_bytes(memory.pinned)} of it pinned in host memory, the rest on the GPU" if memory.pinned else ""),
         "activations: " + ", ".join(f"{kind} {_bytes(size)}" for kind, size in memory.by_lifetime.items()),
         f"checkpoint:  {_bytes(disk)} each, {_bytes(free)} free at {Path(config.run.folder).absolute()}"
         + ("" if disk <= free else ": TOO LITTLE ROOM for one"),
-        f"arithmetic:  {per_token / 1e9:.3f} GFLOP per token, {flops / 1e15:.3f} PFLOP in all",
-        f"time:        {_time(config, flops / ranks)}{together}; `pytrain bench step` measures what it really is",
+        f"arithmetic:  {_flop(per_token)} per token, {_flop(flops)} in all",
+        f"time:        {_time(config, flops, ranks)}; `pytrain bench step` measures what it really is",
     ]
     return "\n".join(lines)
 
 
-def _time(config: "RunConfig", flops: float) -> str:
-    """How long one rank takes for its arithmetic. Only the CPU's peak is probed: a GPU's has to be given."""
+def _time(config: "RunConfig", flops: float, ranks: int) -> str:
+    """How long the ranks take for their arithmetic. Only the CPU's peak is probed: a GPU's has to be given."""
     started = time.perf_counter()
     if config.run.peak_tflops:
         peak, source = config.run.peak_tflops * 1e12, "configured"
@@ -172,9 +182,17 @@ def _time(config: "RunConfig", flops: float) -> str:
     else:
         peak = measured_peak()
         source = f"probed in {time.perf_counter() - started:.1f} s"
-    seconds = round(flops / (ASSUMED_SHARE * peak))
+    seconds = round(flops / ranks / (ASSUMED_SHARE * peak))
     rate = f"{ASSUMED_SHARE:.0%} of a peak of {peak / 1e12:.3f} TFLOP/s ({source})"
-    return f"about {timedelta(seconds=seconds)}, at {rate}"
+    together = "" if ranks == 1 else f" on each of {ranks:,} ranks, waits not counted"
+    return f"about {timedelta(seconds=seconds)}, at {rate}{together}"
+
+
+def _flop(count: float) -> str:
+    for factor, unit in ((1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
+        if count >= factor:
+            return f"{count / factor:.3f} {unit}"
+    return f"{count / 1e6:.3f} MFLOP"
 
 
 def _bytes(size: int) -> str:

@@ -3,7 +3,8 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import IO, TYPE_CHECKING, Protocol
 
@@ -69,23 +70,24 @@ class PlainProgress:
     def __init__(
         self, total_steps: int, stream: IO[str], every: int = 1, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Write to `stream` a line each `every` steps, and for the last."""
+        """Write to `stream` a line each `every` steps, and for the last; time and rates are of all since the line
+        before."""
         self._total_steps = total_steps
         self._stream = stream
         self._every = every
         self._remaining = Remaining(total_steps, clock)
-        self._skipped = 0
-        self._nan = 0
+        self._since: list[StepMetrics] = []
 
     def step(self, metrics: StepMetrics) -> None:
         """A step is done."""
         left = self._remaining.after(metrics.step)
-        self._skipped += metrics.skipped
-        self._nan += not math.isfinite(metrics.loss)
+        # Without what a line does not show, which may be long: samples and evaluations.
+        self._since.append(replace(metrics, heldout={}, prompts=(), groups={}))
         if metrics.step % self._every == 0 or metrics.step == self._total_steps:
-            now = datetime.now()
-            self._write(plain_line(metrics, self._total_steps, self._skipped, self._nan, left, now))
-            self._skipped = self._nan = 0
+            skipped = sum(each.skipped for each in self._since)
+            nan = sum(not math.isfinite(each.loss) for each in self._since)
+            self._write(plain_line(mean_pace(self._since), self._total_steps, skipped, nan, left, datetime.now()))
+            self._since.clear()
 
     def note(self, text: str) -> None:
         """Write the text as it is."""
@@ -99,10 +101,35 @@ class PlainProgress:
         self._stream.flush()
 
 
+def mean_pace(steps: Sequence[StepMetrics]) -> StepMetrics:
+    """The last of `steps` (one at least) with the seconds per step and the rates of all of them together.
+
+    A rate is weighted by the seconds of its step: tokens per second are all tokens over all seconds. Evaluations,
+    samples and checkpoints are in no step's seconds, so they are not in these either.
+    """
+    seconds = sum(step.step_s for step in steps)
+
+    def weighted(rate: Callable[[StepMetrics], float | None]) -> float | None:
+        products = [value * step.step_s for step in steps if (value := rate(step)) is not None]
+        return sum(products) / seconds if len(products) == len(steps) else None
+
+    return replace(
+        steps[-1],
+        step_s=seconds / len(steps),
+        tok_s=weighted(lambda step: step.tok_s) or 0.0,
+        tflops=weighted(lambda step: step.tflops) or 0.0,
+        mfu=weighted(lambda step: step.mfu),
+        hfu=weighted(lambda step: step.hfu),
+    )
+
+
 def plain_line(
     metrics: StepMetrics, total_steps: int, skipped: int, nan: int, left: timedelta | None, now: datetime
 ) -> str:
-    """One step as a line of a log; `skipped` and `nan` count such steps since the line before."""
+    """One step as a line of a log; `skipped` and `nan` count such steps since the line before.
+
+    `metrics` has the seconds and rates to show, of this step or of all since the line before (`mean_pace`).
+    """
     fields = [
         f"iteration {metrics.step:8d}/{total_steps:8d}",
         f"consumed samples: {metrics.samples:12d}",

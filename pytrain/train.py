@@ -13,15 +13,13 @@ import numpy as np
 
 from pytrain import checkpoint, learning_rate, resuming
 from pytrain.collectives import Group
-from pytrain.data.loader import Batch, CorpusSpec, HeldOut, Loader
-from pytrain.data.mixture import Phase
-from pytrain.data.tokenizer import load_tokenizer
+from pytrain.data.loader import Batch, HeldOut, Loader
 from pytrain.engine import StepResult
-from pytrain.errors import UserError
-from pytrain.evaluate import HeldOutNote, evaluate, open_heldout
+from pytrain.evaluate import HeldOutNote, evaluate
 from pytrain.feeding import open_data, replica_batches
 from pytrain.flops import hardware_flops, model_flops
 from pytrain.generate import Generator
+from pytrain.inputs import open_corpora, open_tokenizer, sample_capacity
 from pytrain.loss_scale import LossScale
 from pytrain.metrics import Evaluation, MetricsWriter, Sample, StepMetrics, Throughput, Traffic, resident_gigabytes
 from pytrain.progress import NoProgress, Progress, make_progress
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     from pytrain.config import RunConfig
 
 METRICS = "metrics.jsonl"
-SAMPLE_CAPACITY = 2048
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,9 @@ class Trainer:
         self.loader: Loader | None = None
         self.heldout: list[HeldOut] | None = None
         readers = self.groups.readers
-        if opened := open_data(self.groups, lambda: _open_data(config, self.tokenizer_sha256, self.phases, readers)):
+        if opened := open_data(
+            self.groups, lambda: open_corpora(config, self.tokenizer_sha256, self.phases, readers)
+        ):
             self.loader, self.heldout = opened
         self.heldout_notes = self.world.broadcast([HeldOutNote.of(corpus) for corpus in self.heldout or ()])
         self.loss_scale = LossScale(config.precision.loss_scale, config.precision.dtype == "fp16")
@@ -130,14 +129,7 @@ class Trainer:
 
     def _load_tokenizer(self) -> str:
         """On the root alone: the others need the hash and nothing else."""
-        config = self.config
-        self.tokenizer = load_tokenizer(config.tokenizer.path)
-        if self.tokenizer.vocabulary_size > config.model.vocabulary:
-            raise UserError(
-                f"model.vocabulary ({config.model.vocabulary}) is smaller than the "
-                f"{self.tokenizer.vocabulary_size} tokens of {config.tokenizer.path}; raise it"
-            )
-        self._check_prompts()
+        self.tokenizer = open_tokenizer(self.config)
         return self.tokenizer.sha256
 
     def _make_record(self) -> dict[str, Any]:
@@ -301,22 +293,10 @@ class Trainer:
             return ()
         self.world.phase = f"sampling after step {self.step_number}"
         settings = self.config.sample
-        return tuple(self.sample(prompt, settings.tokens, settings.temperature) for prompt in settings.prompts)
-
-    @property
-    def _sample_capacity(self) -> int:
-        """Tokens of prompt and continuation together: bounds what the cache of a long context would take."""
-        return min(self.config.model.context, SAMPLE_CAPACITY)
-
-    def _check_prompts(self) -> None:
-        """Refuse before the first step what could not be continued at the first sample."""
-        for prompt in self.config.sample.prompts:
-            count = len(self.tokenizer.encode(prompt))
-            if count >= self._sample_capacity:
-                raise UserError(
-                    f'sample.prompts: "{prompt[:30]}..." has {count} tokens, and at most '
-                    f"{self._sample_capacity - 1} can be continued; shorten it"
-                )
+        samples = tuple(self.sample(prompt, settings.tokens, settings.temperature) for prompt in settings.prompts)
+        for sample in samples:
+            self.progress.note(f"step {self.step_number}: {sample.prompt}{sample.text}")
+        return samples
 
     def sample(self, prompt: str, tokens: int = 64, temperature: float = 0.8) -> Sample:
         """What the model writes after `prompt`, with the weights as they are; no text on other ranks than the root.
@@ -326,7 +306,12 @@ class Trainer:
         model = self.config.model
         if self._generator is None:
             self._generator = Generator(
-                self.device, model, self.stage.policy, self.stage.weights, self._sample_capacity, self.groups.tp
+                self.device,
+                model,
+                self.stage.policy,
+                self.stage.weights,
+                sample_capacity(self.config),
+                self.groups.tp,
             )
         ids, stop, vocabulary = self.groups.tp.broadcast(self._encoded(prompt) if self.is_root else ([], 0, 0))
         written = list(
@@ -340,9 +325,7 @@ class Trainer:
             )
         )
         text = self.tokenizer.decode([token for token in written if token != stop]) if self.is_root else ""
-        sample = Sample(prompt, text)
-        self.progress.note(f"step {self.step_number}: {prompt}{sample.text}")
-        return sample
+        return Sample(prompt, text)
 
     def _encoded(self, prompt: str) -> tuple[list[int], int, int]:
         """A prompt's tokens, the one that ends a document, and how many there are."""
@@ -412,23 +395,6 @@ def _traffic(group: Group) -> Traffic:
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _open_data(
-    config: "RunConfig", tokenizer_sha256: str, phases: list[Phase], readers: Group
-) -> tuple[Loader, list[HeldOut]]:
-    data, vocabulary = config.data, config.model.vocabulary
-    loader = Loader(
-        [CorpusSpec(corpus.prefix, corpus.weight, corpus.name) for corpus in data.train],
-        data.sequence_length,
-        vocabulary,
-        config.run.seed,
-        data.document_boundaries,
-        phases=phases,
-        tokenizer_sha256=tokenizer_sha256,
-        on_root=readers.on_root,
-    )
-    return loader, open_heldout(config, tokenizer_sha256, readers)
 
 
 def _throughput(config: "RunConfig", ranks: int) -> Throughput:

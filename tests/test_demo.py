@@ -115,7 +115,9 @@ def test_unigram_entropy(tmp_path: Path) -> None:
     assert demo.unigram_entropy(tmp_path / "corpus") == pytest.approx(expected)
 
 
-def test_three_steps_end_to_end(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_steps_end_to_end(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(demo, "VOCABULARY", 400)
     monkeypatch.setattr(demo, "standard_library", lambda: library)
     said: list[str] = []
@@ -131,6 +133,8 @@ def test_three_steps_end_to_end(library: Path, tmp_path: Path, monkeypatch: pyte
     assert found.share == pytest.approx(found.heldout.loss / found.unigram_entropy)
     assert f"Held-out loss {found.heldout.loss:.3f} nats per token" in text
     assert found.sample.startswith(demo.PROMPT)
+    assert text.count(demo.PROMPT) == 1
+    assert demo.PROMPT not in capsys.readouterr().err, "the progress has no second copy"
     for words in ("a sample from the model", str(run), "generate", "inspect", "init --preset", "tokenizer"):
         assert words.lower() in text.lower()
     for name in ("train", "heldout"):

@@ -20,6 +20,7 @@ LAYERS = (
     ("bench", "demo"),
     ("train",),
     ("estimate",),
+    ("inputs",),
     ("evaluate", "saving"),
     ("resuming",),
     ("rank",),

@@ -78,6 +78,33 @@ def test_plain_progress_skips_lines_but_not_what_they_count() -> None:
     assert "\x1b" not in stream.getvalue()
 
 
+def test_time_and_rates_of_a_line_are_of_all_steps_since_the_line_before() -> None:
+    stream = io.StringIO()
+    progress = PlainProgress(5, stream, every=2)
+    seconds = [1.0, 4.0, 2.0, 2.0, 0.5]
+    tokens = [100, 100, 300, 100, 50]
+    for step, (took, count) in enumerate(zip(seconds, tokens, strict=True), start=1):
+        rate = count / took
+        progress.step(replace(STEP, step=step, step_s=took, tok_s=rate, tflops=rate / 100, mfu=rate / 1000))
+    shown = [
+        re.findall(r"(?:iteration \(ms\)|GPU\)|tokens per second|mfu): ([\d.]+)", line)
+        for line in stream.getvalue().splitlines()
+    ]
+    assert shown == [
+        ["2500.0", "0.400", "40.0", "4.0"],  # 200 tokens in 5 s
+        ["2000.0", "1.000", "100.0", "10.0"],  # 400 in 4 s, and nothing of the line before
+        ["500.0", "1.000", "100.0", "10.0"],
+    ]
+
+
+def test_an_unknown_peak_stays_unknown_over_several_steps() -> None:
+    stream = io.StringIO()
+    progress = PlainProgress(2, stream, every=2)
+    for step in (1, 2):
+        progress.step(replace(STEP, step=step, mfu=None))
+    assert "mfu: n/a" in stream.getvalue()
+
+
 def test_time_left_is_from_the_mean_pace() -> None:
     clock = ticks(100.0, 102.0, 108.0)
     remaining = Remaining(20, lambda: next(clock))

@@ -186,7 +186,7 @@ def test_a_signal_waits_for_the_save_under_way(corpora: Corpora, tmp_path: Path)
 def test_a_failed_write_behind_ends_the_run(corpora: Corpora, tmp_path: Path) -> None:
     config = configuration(corpora, tmp_path / "run", run__steps=1000, checkpoint__every=2)
     steps: list[int] = []
-    sentence = r"^\S*/step-000004.partial/\S* cannot be written: No space left on device$"
+    sentence = r"^\S*/step-000004.partial/\S* cannot be written: No space left on device; .* from \S*/step-000002$"
     progress = Quiet(lambda metrics: steps.append(metrics.step))
     trainer = Trainer(config, progress=progress, operations=FullBehind(4))
     with pytest.raises(UserError, match=sentence), trainer:

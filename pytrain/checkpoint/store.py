@@ -11,7 +11,8 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pytrain.checkpoint import manifest as manifests
@@ -54,6 +55,18 @@ def newest_checkpoint(run_folder: str | Path) -> Path | None:
     """Folder of the newest checkpoint of a run, or None where it has none yet."""
     folders = step_folders(run_folder)
     return folders[max(folders)] if folders else None
+
+
+@contextmanager
+def naming_newest(run_folder: str | Path) -> Iterator[None]:
+    """Have a `UserError` inside, of a checkpoint that could not be written, say which one to go on from."""
+    try:
+        yield
+    except UserError as error:
+        newest = newest_checkpoint(run_folder)
+        if newest is None:
+            raise UserError(f"{error}; the run has no whole checkpoint yet") from error
+        raise UserError(f"{error}; once that is mended, --resume auto goes on from {newest}") from error
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -19,7 +19,7 @@ from pytrain.checkpoint.header import SUFFIX, FileLayout, layout_files
 from pytrain.checkpoint.manifest import Copy, Manifest, StoredFile, StoredPiece
 from pytrain.checkpoint.parts import Part, Snapshot, parts_of, write_parts
 from pytrain.checkpoint.pieces import Piece, TensorEntry
-from pytrain.checkpoint.store import PARTIAL, REPLACED, checkpoints_folder, clean, step_name
+from pytrain.checkpoint.store import PARTIAL, REPLACED, checkpoints_folder, clean, naming_newest, step_name
 from pytrain.errors import UserError
 
 CONFIG = "config.toml"
@@ -108,6 +108,7 @@ def start_save(
     gathered = group.gather([(piece.entry, piece.first, piece.count) for piece in pieces])
     small: dict[str, bytes] = {}
 
+    @naming_newest(run_folder)
     def prepare() -> Files:
         small.update(_small_files(config_text, extra_files or {}))
         files = _plan(extent for of_rank in gathered for extent in of_rank)
@@ -170,6 +171,7 @@ class Saving:
             raise self._error
         outcomes = self._group.gather((self._written, None if self._error is None else str(self._error)))
 
+        @naming_newest(self.folder.parent.parent)
         def conclude() -> None:
             for _, sentence in outcomes:
                 if sentence is not None:

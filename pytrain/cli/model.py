@@ -64,7 +64,7 @@ def generate(
     Examples:
       pytrain generate runs/llama-15m --prompt "Once upon a time"
       pytrain generate runs/llama-15m/checkpoints/step-001000 --temperature 0 --prompt - < prompt.txt
-      mpiexec -n 4 pytrain generate runs/llama-13b --prompt "Once upon a time"
+      mpiexec -n 4 pytrain generate runs/fugaku-13b --prompt "Once upon a time"
     """
     from pytrain import launch
     from pytrain.generate import generate_text
@@ -125,7 +125,7 @@ def evaluate(checkpoint: Path, corpora: tuple[str, ...], batches: int, tp: int, 
     \b
     Examples:
       pytrain evaluate runs/llama-15m
-      mpiexec -n 4 pytrain evaluate runs/llama-13b --corpus data/heldout --tp 2 --pp 2
+      mpiexec -n 4 pytrain evaluate runs/fugaku-13b --corpus data/heldout --tp 2 --pp 2
     """
     from pytrain import launch
     from pytrain.evaluate import evaluate_checkpoint
@@ -177,12 +177,14 @@ def import_(folder: Path, out: Path) -> None:
 
 @click.command(short_help="Say what a checkpoint or corpus holds.")
 @click.argument("path", type=PATH)
-def inspect(path: Path) -> None:
+@click.option("--tensors", is_flag=True, help="A line for every tensor, the optimizer's too, not for each layer.")
+def inspect(path: Path, tensors: bool) -> None:
     """Say what a checkpoint, run folder or corpus prefix holds.
 
     \b
     Examples:
       pytrain inspect runs/llama-15m
+      pytrain inspect runs/llama-15m --tensors
       pytrain inspect data/train
     """
     from pytrain.data import description
@@ -193,4 +195,4 @@ def inspect(path: Path) -> None:
         return
     from pytrain.checkpoint import inspect as inspection
 
-    click.echo(inspection.inspect(path))
+    click.echo(inspection.inspect(path, tensors=tensors))

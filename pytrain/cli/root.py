@@ -54,7 +54,7 @@ def root() -> None:
     metavar="none|auto|PATH",
     help="Start anew, go on from the run folder's newest whole checkpoint if any, or from this one.",
 )
-@click.option("--dry-run", is_flag=True, help="Print parameters, tokens, memory, disk and time; train nothing.")
+@click.option("--dry-run", is_flag=True, help="Print parameters, tokens, data, memory, disk and time; train nothing.")
 def train(run: Path, overrides: tuple[str, ...], resume: str, dry_run: bool) -> int:
     """Train as RUN.toml says; a run folder in its place repeats that run.
 

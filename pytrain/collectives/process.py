@@ -70,9 +70,10 @@ def crowding(places: Sequence[Place], node: int) -> str | None:
     threads = sum(place.threads for place in local)
     cores = frozenset[int]().union(*(place.cores for place in local))
     if threads > len(cores):
+        fewer = "lower OMP_NUM_THREADS, or " if any(place.threads > 1 for place in local) else ""
         return (
             f"{len(local)} ranks on {local[0].host} run {threads} threads on {len(cores)} cores and will "
-            "hinder each other; lower OMP_NUM_THREADS, or start fewer ranks"
+            f"hinder each other; {fewer}start fewer ranks"
         )
     tight = next((place for place in local if place.threads > len(place.cores)), None)
     if tight is not None:

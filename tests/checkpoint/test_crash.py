@@ -272,8 +272,16 @@ class FullDisk(UnsyncedOperations):
 def test_a_full_disk_is_one_sentence(tmp_path: Path, bytes_left: int) -> None:
     before = save_random(tmp_path, 1, seed=1)
     pieces = whole_pieces(ENTRIES, random_arrays(ENTRIES, 2))
-    with pytest.raises(UserError, match=r"^/.*step-000002.partial/\S* cannot be written: No space left on device$"):
+    goes_on = "; once that is mended, --resume auto goes on from /.*/checkpoints/step-000001$"
+    sentence = rf"^/.*step-000002.partial/\S* cannot be written: No space left on device{goes_on}"
+    with pytest.raises(UserError, match=sentence):
         save(tmp_path, 2, pieces, STATE, CONFIG_TEXT, operations=FullDisk(bytes_left))
     checkpoint = Checkpoint.open(tmp_path)
     assert checkpoint.step == 1
     assert checkpoint.read("embed.tokens").tobytes() == before["embed.tokens"].tobytes()
+
+
+def test_a_full_disk_at_the_first_checkpoint(tmp_path: Path) -> None:
+    pieces = whole_pieces(ENTRIES, random_arrays(ENTRIES, 2))
+    with pytest.raises(UserError, match=r"No space left on device; the run has no whole checkpoint yet$"):
+        save(tmp_path, 2, pieces, STATE, CONFIG_TEXT, operations=FullDisk(300))

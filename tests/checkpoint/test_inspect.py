@@ -23,7 +23,20 @@ def test_what_is_shown(tmp_path: Path) -> None:
     rms = np.sqrt(np.mean(arrays["embed.tokens"].astype(np.float64) ** 2))
     assert re.search(rf"^embed\.tokens +embed\.weights +fp32 +13 x 7 +364 +{rms:.6g}$", text, re.MULTILINE)
     assert text.endswith("verified: every byte is as it was written\n")
-    assert "root mean square" not in inspect(tmp_path)
+    every = inspect(tmp_path, tensors=True)
+    assert "root mean square" not in every
+    assert re.search(r"^layer\.0\.norm1\.weight\.m +layer_000\.optimizer +fp32 +7 +28$", every, re.MULTILINE)
+
+
+def test_a_summary_has_a_line_for_each_layer(tmp_path: Path) -> None:
+    save_random(tmp_path, 1200, seed=4)
+    lines = [line.split("  ") for line in inspect(tmp_path).splitlines()]
+    rows = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    rows = rows[rows.index(["layer", "dtype", "parameters", "bytes of weights", "bytes of optimizer"]) + 1 :]
+    assert [row for row in rows if row] == [
+        ["embed", "fp32", "91", "364", "0"],
+        ["layer_000", "fp32, bf16, fp16", "119", str(4 * 7 + 2 * 35 + 2 * 77), "28"],
+    ]
 
 
 def test_damage_is_told(tmp_path: Path) -> None:

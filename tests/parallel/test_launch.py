@@ -187,7 +187,11 @@ def test_cores_are_shared_by_the_ranks_that_may_run_on_them() -> None:
 def test_crowding_counts_the_cores_that_the_ranks_share() -> None:
     everything = set(range(8))
     assert crowding([place(0, everything, 4)] * 2, 0) is None
-    assert "3 ranks on host0 run 12 threads on 8 cores" in (crowding([place(0, everything, 4)] * 3, 0) or "")
+    crowded = crowding([place(0, everything, 4)] * 3, 0) or ""
+    assert "3 ranks on host0 run 12 threads on 8 cores" in crowded
+    assert crowded.endswith("; lower OMP_NUM_THREADS, or start fewer ranks")
+    single = crowding([place(0, everything, 1)] * 9, 0) or ""
+    assert single == "9 ranks on host0 run 9 threads on 8 cores and will hinder each other; start fewer ranks"
     bound = [place(0, {0, 1}, 2), place(0, {2, 3}, 2), place(1, {0}, 9)]
     assert crowding(bound, 0) is None
     assert "host1" in (crowding(bound, 1) or "")

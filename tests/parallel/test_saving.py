@@ -48,7 +48,8 @@ def test_a_rank_that_cannot_save_ends_all(corpora: Corpora, tmp_path: Path, mode
         sentences = [line for line in ended.output.splitlines() if "No space left on device" in line]
         assert len(sentences) == 1
         assert re.fullmatch(
-            r"error: /\S*/step-000004.partial/\S*.safetensors cannot be written: No space left on device",
+            r"error: /\S*/step-000004.partial/\S*.safetensors cannot be written: No space left on device; once that "
+            r"is mended, --resume auto goes on from /\S*/checkpoints/step-000002",
             sentences[0],
         )
         assert "Traceback" not in ended.output
