@@ -14,7 +14,8 @@ deactivate
 
 python3 -m venv "$work/offline"
 . "$work/offline/bin/activate"
-export PATH=$PATH:$work/module/bin
+# Before an MPI that the system may have, and after the environment's own pip and python.
+export PATH=$work/offline/bin:$work/module/bin:$PATH
 # No index, no cache and no setting of this machine; no network at all where the system lets us cut it.
 unset "${!PIP_@}"
 export PIP_CONFIG_FILE=/dev/null PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
