@@ -215,7 +215,7 @@ py::tuple layernorm_forward(const std::string& isa, const Floats& x, const Float
     float mean = 0.0f;
     float rstd = 0.0f;
     run(isa, [&](const Kernels& kernels) {
-        kernels.layernorm_forward(out, &mean, &rstd, x.data(), weight.data(), bias.data(), n, eps);
+        kernels.layernorm_forward(out, &mean, &rstd, x.data(), weight.data(), bias.data(), 1, n, eps);
     });
     return py::make_tuple(y, mean, rstd);
 }
@@ -241,7 +241,7 @@ py::tuple rmsnorm_forward(const std::string& isa, const Floats& x, const Floats&
     Floats y = row_of(n);
     float* const out = y.mutable_data();
     float rstd = 0.0f;
-    run(isa, [&](const Kernels& kernels) { kernels.rmsnorm_forward(out, &rstd, x.data(), weight.data(), n, eps); });
+    run(isa, [&](const Kernels& kernels) { kernels.rmsnorm_forward(out, &rstd, x.data(), weight.data(), 1, n, eps); });
     return py::make_tuple(y, rstd);
 }
 
@@ -267,8 +267,8 @@ float maximum(const std::string& isa, const Floats& x) {
 py::tuple exp_sum(const std::string& isa, const Floats& x, float factor, float shift) {
     Floats y = row_of(x.size());
     float* const out = y.mutable_data();
-    const float sum =
-        run(isa, [&](const Kernels& kernels) { return kernels.exp_sum(out, x.data(), factor, shift, x.size()); });
+    const float sum = run(
+        isa, [&](const Kernels& kernels) { return kernels.exp_sum(out, x.data(), x.data(), factor, shift, x.size()); });
     return py::make_tuple(y, sum);
 }
 

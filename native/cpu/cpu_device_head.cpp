@@ -58,11 +58,14 @@ void CpuDevice::head_statistics(float* statistics, Tensor logits, const std::int
                 maximum =
                     std::max(maximum, kernels_.maximum(read_row(kernels_, logits, first + column, n, scratch), n));
             }
+            // While the exponentials are computed, memory is asked for the row whose maximum this thread will look for.
+            const std::int64_t next = row + (step == 1 ? workspace_.threads() : 1);
+            const std::int64_t ahead = logits.dtype == DType::fp32 && next < rows ? (next - row) * width : 0;
             double sum = 0.0;
             for (std::int64_t column = 0; column < width; column += kPiece) {
                 const std::int64_t n = std::min(kPiece, width - column);
                 const float* const x = read_row(kernels_, logits, first + column, n, scratch);
-                sum += static_cast<double>(kernels_.exp_sum(powers, x, 1.0f, maximum, n));
+                sum += static_cast<double>(kernels_.exp_sum(powers, x, x + ahead, 1.0f, maximum, n));
             }
             const std::int64_t target = targets[row] - vocabulary_begin;
             const bool here = targets[row] != kIgnored && target >= 0 && target < width;
@@ -113,7 +116,7 @@ void CpuDevice::loss_backward(Tensor dlogits, std::int64_t ld_dlogits, Tensor lo
                 if (targets[row] == kIgnored) {
                     std::fill(values, values + n, 0.0f);
                 } else {
-                    kernels_.exp_sum(values, x, 1.0f, lse[row], n);
+                    kernels_.exp_sum(values, x, x + n, 1.0f, lse[row], n);
                     const std::int64_t target = targets[row] - vocabulary_begin - column;
                     if (target >= 0 && target < n) values[target] -= 1.0f;
                     kernels_.scale(values, scale, n);

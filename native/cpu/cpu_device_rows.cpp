@@ -14,6 +14,7 @@ namespace {
 // Sums over rows are cut into chunks of rows, summed apart and then added in order: at most this many chunks.
 constexpr std::int64_t kRowChunks = 64;
 constexpr std::int64_t kLeastChunkRows = 32;
+constexpr std::int64_t kCacheLine = 64;  // bytes
 // Columns of one task where a task owns columns: four cache lines, so that two tasks never write the same one.
 constexpr std::int64_t kTaskColumns = 64;
 // Rows that are summed in fp32 before they join the total: the error grows with this and the number of such sums, not
@@ -26,7 +27,24 @@ std::int64_t task_columns(std::int64_t columns, int threads) {
     return std::clamp(ceil_div(columns, 2 * threads * kTaskColumns) * kTaskColumns, kTaskColumns, kPiece);
 }
 
+// Whether this rank's part of the table has the token.
+bool has(const Embed& embed, std::int64_t token) {
+    return token >= embed.vocabulary_begin && token < embed.vocabulary_end;
+}
+
+// Asks memory for n elements of a token's row, from `column` on: the next token is known, but where its row lies jumps.
+void prefetch_token(const Embed& embed, Tensor table, std::int64_t token, std::int64_t column, std::int64_t n) {
+    if (!has(embed, token)) return;
+    const std::int64_t first = (token - embed.vocabulary_begin) * embed.hidden + column;
+    const char* const end = static_cast<const char*>(table.at(first + n).data);
+    for (const char* line = static_cast<const char*>(table.at(first).data); line < end; line += kCacheLine)
+        __builtin_prefetch(line);
+}
+
 std::int64_t chunk_rows(std::int64_t rows) { return std::max(kLeastChunkRows, ceil_div(rows, kRowChunks)); }
+
+// Rows that a forward norm's kernel is given at a time: as many as scratch holds beside weight and bias.
+constexpr std::int64_t kNormRows = (kScratchRows - 2) / 2;
 
 }  // namespace
 
@@ -64,8 +82,9 @@ void CpuDevice::embed_forward(const Embed& embed, Tensor out, Tensor table, Tens
         float* const scratch = workspace_.thread(thread);
         for (std::int64_t row = task * rows; row < std::min(embed.rows, (task + 1) * rows); ++row) {
             float* const y = output_row(out, row * hidden, scratch);
+            if (row + 1 < embed.rows) prefetch_token(embed, table, embed.tokens[row + 1], 0, hidden);
             const std::int64_t token = embed.tokens[row];
-            if (token >= embed.vocabulary_begin && token < embed.vocabulary_end) {
+            if (has(embed, token)) {
                 const Tensor source = table.at((token - embed.vocabulary_begin) * hidden);
                 kernels_.widen[static_cast<int>(table.dtype)](y, source.data, hidden);
             } else {
@@ -97,9 +116,9 @@ void CpuDevice::embed_backward(const Embed& embed, Tensor dtable, Tensor dpositi
         };
         for (std::int64_t row = 0; row < embed.rows; ++row) {
             const float* const dy = read_row(kernels_, dout, row * hidden + column, columns, scratch);
+            if (dtable && row + 1 < embed.rows) prefetch_token(embed, dtable, embed.tokens[row + 1], column, columns);
             const std::int64_t token = embed.tokens[row];
-            if (dtable && token >= embed.vocabulary_begin && token < embed.vocabulary_end)
-                add_to(dtable, token - embed.vocabulary_begin, dy);
+            if (dtable && has(embed, token)) add_to(dtable, token - embed.vocabulary_begin, dy);
             if (dposition_table) add_to(dposition_table, embed.positions[row], dy);
         }
     });
@@ -125,19 +144,22 @@ void CpuDevice::norm_forward(const Norm& norm, Tensor y, Queue*) {
     const bool centered = norm.kind == NormKind::layernorm;
     check(!centered || norm.bias, "norm_forward: a layernorm needs a bias");
     workspace_.require(rows_workspace(width), "norm_forward");
-    const std::int64_t step = rows_per_task(width);
+    const std::int64_t step = std::max(kNormRows, rows_per_task(width));
     parallel_for(workspace_.threads(), ceil_div(norm.rows, step), [=](std::int64_t task, int thread) {
         float* const scratch = workspace_.thread(thread);
         const float* const weight = read_row(kernels_, norm.weight, 0, width, scratch);
         const float* const bias = centered ? read_row(kernels_, norm.bias, 0, width, scratch + width) : nullptr;
-        for (std::int64_t row = task * step; row < std::min(norm.rows, (task + 1) * step); ++row) {
-            const float* const x = read_row(kernels_, norm.x, row * width, width, scratch + 2 * width);
-            float* const out = output_row(y, row * width, scratch + 3 * width);
+        const std::int64_t end = std::min(norm.rows, (task + 1) * step);
+        for (std::int64_t row = task * step; row < end; row += kNormRows) {
+            const std::int64_t rows = std::min(kNormRows, end - row);
+            const float* const x = read_row(kernels_, norm.x, row * width, rows * width, scratch + 2 * width);
+            float* const out = output_row(y, row * width, scratch + (2 + kNormRows) * width);
             if (centered)
-                kernels_.layernorm_forward(out, norm.mean + row, norm.rstd + row, x, weight, bias, width, norm.eps);
+                kernels_.layernorm_forward(out, norm.mean + row, norm.rstd + row, x, weight, bias, rows, width,
+                                           norm.eps);
             else
-                kernels_.rmsnorm_forward(out, norm.rstd + row, x, weight, width, norm.eps);
-            write_row(kernels_, y, row * width, width, out);
+                kernels_.rmsnorm_forward(out, norm.rstd + row, x, weight, rows, width, norm.eps);
+            write_row(kernels_, y, row * width, rows * width, out);
         }
     });
 }

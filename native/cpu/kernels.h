@@ -96,19 +96,21 @@ struct Kernels {
     // x (heads, head_size): rotate-half with cos_sin (head_size/2, 2); sign -1 rotates back
     void (*rope)(float* x, const float* cos_sin, std::int64_t heads, std::int64_t head_size, float sign);
 
-    // --- norms: one row; backward adds to dx, dweight, dbias (n) ----------------------------------
+    // --- norms: forward of rows (rows, n), one after the other; backward of one row, adds to dx, dweight, dbias (n) --
     void (*layernorm_forward)(float* y, float* mean, float* rstd, const float* x, const float* weight,
-                              const float* bias, std::int64_t n, float eps);
+                              const float* bias, std::int64_t rows, std::int64_t n, float eps);
     void (*layernorm_backward)(float* dx, float* dweight, float* dbias, const float* dy, const float* x,
                                const float* weight, float mean, float rstd, std::int64_t n);
-    void (*rmsnorm_forward)(float* y, float* rstd, const float* x, const float* weight, std::int64_t n, float eps);
+    void (*rmsnorm_forward)(float* y, float* rstd, const float* x, const float* weight, std::int64_t rows,
+                            std::int64_t n, float eps);
     void (*rmsnorm_backward)(float* dx, float* dweight, const float* dy, const float* x, const float* weight,
                              float rstd, std::int64_t n);
 
     // --- softmax pieces ---------------------------------------------------------------------------
     float (*maximum)(const float* x, std::int64_t n);  // -inf for n = 0
-    // y = exp(scale*x - shift), returns the sum; y may be x
-    float (*exp_sum)(float* y, const float* x, float scale, float shift, std::int64_t n);
+    // y = exp(scale*x - shift), returns the sum; y may be x. next (n): what is read after this, for which memory is
+    // asked meanwhile; any address, x where nothing is known
+    float (*exp_sum)(float* y, const float* x, const float* next, float scale, float shift, std::int64_t n);
     // One step of a softmax over blocks of keys; x (rows, columns): scores, a key per row and a query per column.
     // Carries maximum and denominator (columns) on, x becomes exp(scale * (x - maximum)), factor (columns) is what
     // earlier sums shrink by. Returns whether any maximum changed.

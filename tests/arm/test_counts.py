@@ -14,10 +14,13 @@ from tests.runs import configuration, make_corpora, write_toml
 
 ROW_KERNELS = {
     *("add", "scale", "gelu_forward", "gelu_backward", "swiglu_forward", "swiglu_backward", "rope", "dot", "adamw"),
-    *("layernorm_forward", "layernorm_backward", "rmsnorm_forward", "rmsnorm_backward"),
+    *("layernorm_backward", "rmsnorm_backward"),
     *("maximum", "exp_sum", "softmax_backward", "sum_squares"),
 }
-TILE_KERNELS = {"matmul_tile", "softmax_columns_tile", "scale_columns_tile"}
+TILE_KERNELS = {
+    *("matmul_tile", "softmax_columns_tile", "scale_columns_tile"),
+    *("layernorm_forward_rows", "rmsnorm_forward_rows"),
+}
 STORAGE_KERNELS = {"widen_row", "narrow_row", "pack_along", "pack_across"}
 
 

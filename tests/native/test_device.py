@@ -196,6 +196,29 @@ def test_norm(case: Case, kind: str, rows: int, width: int) -> None:
         case.close(actual, wanted, max(1.0, condition, float(np.abs(wanted).max())))
 
 
+@pytest.mark.parametrize(("rows", "width"), [(3, 131), (64, 520), (25, 768), (7, 9001)])
+def test_a_norm_of_rows_has_the_bits_of_each_row_alone(case: Case, rows: int, width: int) -> None:
+    """Rows whose kernels share walks over memory share no numbers; the last of an odd number has no neighbour."""
+    case.device.reserve(rows, width, 64)
+    x = case.store(
+        case.generator.normal(size=(rows, width)) * np.arange(1, rows + 1)[:, None] + np.arange(rows)[:, None]
+    )
+    weight, bias = case.normal(width), case.normal(width)
+    y, alone = np.zeros((2, rows, width), x.dtype)
+    statistics, apart = np.zeros((2, 2, rows), np.float32)
+    for means in (statistics[0], None):
+        apart_means = None if means is None else apart[0]
+        case.call("norm_forward", y, means, statistics[1], x, weight, None if means is None else bias, EPS)
+        for row in range(rows):
+            one = slice(row, row + 1)
+            own = None if apart_means is None else apart_means[one]
+            case.call(
+                "norm_forward", alone[one], own, apart[1, one], x[one], weight, None if own is None else bias, EPS
+            )
+        np.testing.assert_array_equal(y, alone)
+        np.testing.assert_array_equal(statistics, apart)
+
+
 def test_a_norm_wider_than_reserved_is_refused(isa: str) -> None:
     device = CpuDevice(isa, 2)
     x = np.zeros((2, 9000), np.float32)

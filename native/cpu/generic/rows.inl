@@ -6,6 +6,21 @@
 
 #include "cpu/generic/attention.inl"  // after the functions that it uses
 
+// Asks for the line of element i, once per line of 16 floats. An address past the end of an array does no harm.
+inline void prefetch(const float* p, std::int64_t i) {
+    if (i % 16 == 0) __builtin_prefetch(p + i);
+}
+
+// Asks for a line where a vector is one, and does nothing elsewhere: with two vectors to a line (AVX2), asking cost a
+// norm's backward pass more than it gained.
+inline void prefetch_line(const float* p) {
+    if (kMostLanes == 16) __builtin_prefetch(p);
+}
+
+// The line of element i 1 KiB ahead: gate and up lie in rows of two halves, so that a hardware prefetcher has to find
+// both streams anew in every row.
+inline void prefetch_ahead(const float* p, std::int64_t i) { prefetch(p + 256, i); }
+
 // --- storage types: 4 + 2 bytes per element ---------------------------------------------------------
 
 template <class Storage>
@@ -94,12 +109,6 @@ void gelu_backward_row(float* dx, float* y, const float* dy, const float* x, std
     });
 }
 
-// Asks for the line 1 KiB ahead, once per line of 16 floats: gate and up lie in rows of two halves, so that a hardware
-// prefetcher has to find both streams anew in every row. Past the end of a row it does no harm.
-inline void prefetch_ahead(const float* p, std::int64_t i) {
-    if (i % 16 == 0) __builtin_prefetch(p + i + 256);
-}
-
 // y = silu(gate) up, silu(x) = x sigmoid(x). 21 FLOPs, 12 bytes per element.
 void swiglu_forward_row(float* y, const float* gate, const float* up, std::int64_t n) {
     for_vectors(n, [&](std::int64_t i, auto access) {
@@ -155,38 +164,58 @@ void rope_row(float* x, const float* cos_sin, std::int64_t heads, std::int64_t h
 
 // --- norms ------------------------------------------------------------------------------------------
 
+inline float inverse_deviation(double variance, float eps) {
+    return static_cast<float>(1.0 / __builtin_sqrt(variance + static_cast<double>(eps)));
+}
+
 // y = (x - mean) rstd weight + bias. Two passes for the statistics: no cancellation where |mean| >> deviation.
-// 8 FLOPs per element; 16 bytes, and x is read three times (from L1).
-void layernorm_forward_row(float* y, float* mean, float* rstd, const float* x, const float* weight, const float* bias,
-                           std::int64_t n, float eps) {
+// 8 FLOPs per element; 8 bytes, and x is read three times (from L1).
+// Two rows at a time: a row's sums, division and root are one chain, which the other row's arithmetic hides; weight and
+// bias are read once for both. The first sums go row by row, in the order in which memory delivers; the second ones ask
+// for the next two rows. A last odd row is its own partner. Each row has the bits that it has alone.
+void layernorm_forward_rows(float* y, float* mean, float* rstd, const float* x, const float* weight, const float* bias,
+                            std::int64_t rows, std::int64_t n, float eps) {
     const double count = static_cast<double>(n);
-    const float center =
-        static_cast<float>(sum_of(n, [&](std::int64_t i, auto access) { return access.read(x + i); }) / count);
-    const V centers = set(center);
-    const double variance = sum_of(n,
-                                   [&](std::int64_t i, auto access) {
-                                       const V difference = access.keep(sub(access.read(x + i), centers));
-                                       return mul(difference, difference);
-                                   }) /
-                            count;
-    const float inverse = static_cast<float>(1.0 / __builtin_sqrt(variance + static_cast<double>(eps)));
-    const V inverses = set(inverse);
-    for_vectors(n, [&](std::int64_t i, auto access) {
-        const V normal = mul(sub(access.read(x + i), centers), inverses);
-        access.write(y + i, fma(normal, access.read(weight + i), access.read(bias + i)));
-    });
-    *mean = center;
-    *rstd = inverse;
+    for (std::int64_t row = 0; row < rows; row += 2) {
+        const std::int64_t other = row + 1 < rows ? row + 1 : row;
+        const float* const x0 = x + row * n;
+        const float* const x1 = x + other * n;
+        const double sum0 = sum_of(n, [&](std::int64_t i, auto access) { return access.read(x0 + i); });
+        const double sum1 = sum_of(n, [&](std::int64_t i, auto access) { return access.read(x1 + i); });
+        mean[row] = static_cast<float>(sum0 / count);
+        mean[other] = static_cast<float>(sum1 / count);
+        const V center0 = set(mean[row]), center1 = set(mean[other]);
+        const TwoSums squares = two_sums_of(n, [&](std::int64_t i, auto access, V& sum0, V& sum1) {
+            prefetch(x0 + 2 * n, i);
+            prefetch(x1 + 2 * n, i);
+            const V difference0 = access.keep(sub(access.read(x0 + i), center0));
+            const V difference1 = access.keep(sub(access.read(x1 + i), center1));
+            sum0 = add(sum0, mul(difference0, difference0));
+            sum1 = add(sum1, mul(difference1, difference1));
+        });
+        rstd[row] = inverse_deviation(squares.first / count, eps);
+        rstd[other] = inverse_deviation(squares.second / count, eps);
+        const V inverse0 = set(rstd[row]), inverse1 = set(rstd[other]);
+        for_vectors(n, [&](std::int64_t i, auto access) {
+            const V normal0 = mul(sub(access.read(x0 + i), center0), inverse0);
+            const V normal1 = mul(sub(access.read(x1 + i), center1), inverse1);
+            const V factor = access.read(weight + i);
+            const V offset = access.read(bias + i);
+            access.write(y + row * n + i, fma(normal0, factor, offset));
+            access.write(y + other * n + i, fma(normal1, factor, offset));
+        });
+    }
 }
 
 // With h = (x - mean) rstd and g = dy weight: dx += rstd (g - mean(g) - h mean(g h)); dweight += dy h; dbias += dy.
-// 19 FLOPs, 36 bytes per element.
+// 19 FLOPs, 36 bytes per element. The first walk asks for dx, the second for the rows of dy and x that follow.
 void layernorm_backward_row(float* dx, float* dweight, float* dbias, const float* dy, const float* x,
                             const float* weight, float mean, float rstd, std::int64_t n) {
     const V centers = set(mean);
     const V inverses = set(rstd);
     const double count = static_cast<double>(n);
     const TwoSums sums = two_sums_of(n, [&](std::int64_t i, auto access, V& sum, V& sum_normal) {
+        prefetch_line(dx + i);
         const V gradient = mul(access.read(dy + i), access.read(weight + i));
         sum = add(sum, gradient);
         sum_normal = add(sum_normal, access.keep(mul(gradient, mul(sub(access.read(x + i), centers), inverses))));
@@ -194,6 +223,8 @@ void layernorm_backward_row(float* dx, float* dweight, float* dbias, const float
     const V average = set(static_cast<float>(sums.first / count));
     const V average_normal = set(static_cast<float>(sums.second / count));
     for_vectors(n, [&](std::int64_t i, auto access) {
+        prefetch_line(dy + n + i);
+        prefetch_line(x + n + i);
         const V d = access.read(dy + i);
         const V normal = mul(sub(access.read(x + i), centers), inverses);
         const V remainder = sub(sub(mul(d, access.read(weight + i)), average), mul(normal, average_normal));
@@ -203,30 +234,35 @@ void layernorm_backward_row(float* dx, float* dweight, float* dbias, const float
     });
 }
 
-// y = x rstd weight, rstd = 1 / sqrt(mean(x^2) + eps). 4 FLOPs, 12 bytes per element.
-void rmsnorm_forward_row(float* y, float* rstd, const float* x, const float* weight, std::int64_t n, float eps) {
-    const double squares = sum_of(n, [&](std::int64_t i, auto access) {
-        const V value = access.read(x + i);
-        return mul(value, value);
-    });
-    const double variance = squares / static_cast<double>(n);
-    const float inverse = static_cast<float>(1.0 / __builtin_sqrt(variance + static_cast<double>(eps)));
-    const V inverses = set(inverse);
-    for_vectors(n, [&](std::int64_t i, auto access) {
-        access.write(y + i, mul(mul(access.read(x + i), inverses), access.read(weight + i)));
-    });
-    *rstd = inverse;
+// y = x rstd weight, rstd = 1 / sqrt(mean(x^2) + eps). 4 FLOPs, 8 bytes per element.
+void rmsnorm_forward_rows(float* y, float* rstd, const float* x, const float* weight, std::int64_t rows, std::int64_t n,
+                          float eps) {
+    for (std::int64_t row = 0; row < rows; ++row, x += n, y += n) {
+        const double squares = sum_of(n, [&](std::int64_t i, auto access) {
+            const V value = access.read(x + i);
+            return mul(value, value);
+        });
+        rstd[row] = inverse_deviation(squares / static_cast<double>(n), eps);
+        const V inverses = set(rstd[row]);
+        for_vectors(n, [&](std::int64_t i, auto access) {
+            access.write(y + i, mul(mul(access.read(x + i), inverses), access.read(weight + i)));
+        });
+    }
 }
 
 // With h = x rstd and g = dy weight: dx += rstd (g - h mean(g h)); dweight += dy h. 13 FLOPs, 28 bytes per element.
+// Lines are asked for as in layernorm_backward_row.
 void rmsnorm_backward_row(float* dx, float* dweight, const float* dy, const float* x, const float* weight, float rstd,
                           std::int64_t n) {
     const V inverses = set(rstd);
     const double sum_normal = sum_of(n, [&](std::int64_t i, auto access) {
+        prefetch_line(dx + i);
         return mul(mul(access.read(dy + i), access.read(weight + i)), mul(access.read(x + i), inverses));
     });
     const V average_normal = set(static_cast<float>(sum_normal / static_cast<double>(n)));
     for_vectors(n, [&](std::int64_t i, auto access) {
+        prefetch_line(dy + n + i);
+        prefetch_line(x + n + i);
         const V d = access.read(dy + i);
         const V normal = mul(access.read(x + i), inverses);
         const V remainder = sub(mul(d, access.read(weight + i)), mul(normal, average_normal));
@@ -252,11 +288,12 @@ float maximum_row(const float* x, std::int64_t n) {
     return reduce_max(max(largest0, largest1));
 }
 
-// y = exp(scale x - shift), and their sum. 19 FLOPs, 8 bytes per element.
-float exp_sum_row(float* y, const float* x, float scale, float shift, std::int64_t n) {
+// y = exp(scale x - shift), and their sum; n elements at `next` are asked for. 19 FLOPs, 8 bytes per element.
+float exp_sum_row(float* y, const float* x, const float* next, float scale, float shift, std::int64_t n) {
     const V factor = set(scale);
     const V offset = set(-shift);
     return static_cast<float>(sum_of(n, [&](std::int64_t i, auto access) {
+        prefetch(next, i);
         const V power = exponential(fma(access.read(x + i), factor, offset));
         access.write(y + i, power);
         return access.keep(power);
@@ -330,9 +367,9 @@ inline void fill_rows(Kernels* kernels) {
     kernels->swiglu_forward = swiglu_forward_row;
     kernels->swiglu_backward = swiglu_backward_row;
     kernels->rope = rope_row;
-    kernels->layernorm_forward = layernorm_forward_row;
+    kernels->layernorm_forward = layernorm_forward_rows;
     kernels->layernorm_backward = layernorm_backward_row;
-    kernels->rmsnorm_forward = rmsnorm_forward_row;
+    kernels->rmsnorm_forward = rmsnorm_forward_rows;
     kernels->rmsnorm_backward = rmsnorm_backward_row;
     kernels->maximum = maximum_row;
     kernels->exp_sum = exp_sum_row;
