@@ -325,13 +325,55 @@ PYTRAIN_INLINE float score_scale(const Attention& attention) {
 
 constexpr int kBlockRows = kWaves * kTileRows;  // queries or keys of a block
 
-// The least first key of the block's queries: where its loop over tiles begins.
+// The least first key of a block's 128 queries from `query` on.
 PYTRAIN_INLINE std::int64_t least_first_key(const Attention& attention, const HeadPlace& place, std::int64_t query,
                                             float* room) {
     if (attention.document_starts == nullptr) return 0;
     const std::int64_t mine = least(query + thread_index() / (kThreads / kBlockRows), attention.query_rows - 1);
     // Exact in fp32 up to 2^24 positions.
     return static_cast<std::int64_t>(-block_maximum(-static_cast<float>(first_key(attention, place, mine)), room));
+}
+
+// 128 queries of one head, as forward and the first pass of backward take them: a block's, of which each wave owns 32,
+// and each lane (with its other half) one; and which keys they see.
+struct QueryBlock {
+    HeadPlace place;
+    std::int64_t first, wave_first, query;  // of the block, of this wave; this lane's
+    std::int64_t rows;                      // queries that there are
+    std::int64_t begin, end;                // keys that this lane's query sees
+    std::int64_t wave_end, block_end;       // no query of the wave, of the block, sees a key from here on
+    bool exists;                            // whether this lane has a query
+
+    PYTRAIN_INLINE explicit QueryBlock(const Attention& attention) {
+        const std::int64_t pair = block_row(), group = attention.heads / attention.kv_heads;
+        place = {pair / attention.heads, pair % attention.heads, pair % attention.heads / group};
+        // The last blocks see the most keys: they go first.
+        first = (block_count() - 1 - block_index()) * kBlockRows;
+        wave_first = first + wave_index() * kTileRows;
+        query = wave_first + lane_index() % 32;
+        rows = attention.query_rows;
+        exists = query < rows;
+        begin = exists ? first_key(attention, place, query) : 0;
+        end = exists ? attention.query_offset + query + 1 : 0;
+        wave_end = attention.query_offset + least(wave_first + kTileRows, rows);
+        block_end = attention.query_offset + least(first + kBlockRows, rows);
+    }
+
+    // Whether any query of the wave sees a key of the tile at `key`: the same in the whole wave.
+    PYTRAIN_INLINE bool wave_sees(std::int64_t key) const { return wave_first < rows && key < wave_end; }
+};
+
+// Where the block's loop over tiles of keys begins: at the tile of the least first key of its queries.
+PYTRAIN_INLINE std::int64_t first_tile(const Attention& attention, const QueryBlock& block, float* room) {
+    return least_first_key(attention, block.place, block.first, room) / kTileRows * kTileRows;
+}
+
+// Keys and values from `key` on into registers, if the block sees any of them.
+template <class Keys, class Values>
+PYTRAIN_INLINE void fetch_tiles(Keys& keys, Values& values, std::int64_t key, const QueryBlock& block) {
+    if (key >= block.block_end) return;
+    keys.fetch(key);
+    values.fetch(key);
 }
 
 // launch(depth) with the least depth that holds a head: what kernels are compiled for.

@@ -72,8 +72,9 @@ def test_a_query_alone_has_the_bits_of_the_whole_sequence(documents: bool) -> No
     native_tests.test_a_query_alone_has_the_bits_of_the_whole_sequence("hip", documents)
 
 
-def test_gradients_of_later_queries_alone() -> None:
-    native_tests.test_gradients_of_later_queries_alone("hip")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_gradients_of_later_queries_alone(dtype: str) -> None:
+    native_tests.test_gradients_of_later_queries_alone("hip", dtype)
 
 
 def test_large_scores_do_not_overflow() -> None:

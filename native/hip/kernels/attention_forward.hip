@@ -8,35 +8,50 @@
 
 namespace pytrain::hip {
 
-// Scores (keys of the tile x 32 queries) become weights; what is known of each query so far is scaled to the new
-// maximum. largest and denominator are those of this lane's query, in base-2 logarithms of scores; largest agrees in
-// both halves.
-template <int blocks>
-PYTRAIN_INLINE void softmax_step(Sums& scores, Sums (&sums)[blocks], float& largest, float& denominator, float scale,
-                                 std::int64_t key, std::int64_t begin, std::int64_t end) {
-    const int half = lane_index() / 32;
-    float highest = -INFINITY;
-    PYTRAIN_UNROLL
-    for (int g = 0; g < 16; ++g) {
-        const std::int64_t at = key + 8 * (g / 4) + 4 * half + g % 4;
-        scores[g] = at >= begin && at < end ? scores[g] * scale : -INFINITY;
-        highest = fmaxf(highest, scores[g]);
+// What is known of this lane's query after some tiles: the weighted sum of values, the largest score (in base-2
+// logarithms; it agrees in both halves of the wave), and the sum of weights, of which each half has its own keys'.
+template <Format format, int depth>
+struct OnlineSoftmax {
+    using H = Head<format, depth>;
+    Sums sums[H::kBlocks] = {};
+    float largest = -INFINITY, denominator = 0.0f;
+
+    // Scores (keys of the tile x 32 queries) become weights; what is known so far is scaled to the new maximum.
+    PYTRAIN_INLINE void step(Sums& scores, float scale, std::int64_t key, const QueryBlock& block) {
+        float highest = -INFINITY;
+        PYTRAIN_UNROLL
+        for (int g = 0; g < 16; ++g) {
+            const std::int64_t at = key + 8 * (g / 4) + 4 * (lane_index() / 32) + g % 4;
+            scores[g] = at >= block.begin && at < block.end ? scores[g] * scale : -INFINITY;
+            highest = fmaxf(highest, scores[g]);
+        }
+        highest = fmaxf(highest, shuffle_xor(highest, 32));
+        const float before = largest;
+        largest = fmaxf(before, highest);
+        const float shift = largest == -INFINITY ? 0.0f : largest;
+        const float factor = exp2f(before - shift);
+        float sum = 0.0f;
+        PYTRAIN_UNROLL
+        for (int g = 0; g < 16; ++g) {
+            scores[g] = exp2f(scores[g] - shift);
+            sum += scores[g];
+        }
+        denominator = denominator * factor + sum;
+        PYTRAIN_UNROLL
+        for (int i = 0; i < H::kBlocks; ++i) sums[i] *= factor;
     }
-    highest = fmaxf(highest, shuffle_xor(highest, 32));
-    const float before = largest;
-    largest = fmaxf(before, highest);
-    const float shift = largest == -INFINITY ? 0.0f : largest;
-    const float factor = exp2f(before - shift);
-    float sum = 0.0f;
-    PYTRAIN_UNROLL
-    for (int g = 0; g < 16; ++g) {
-        scores[g] = exp2f(scores[g] - shift);
-        sum += scores[g];
+
+    // The query's row of out, and its log-sum-exp.
+    PYTRAIN_INLINE void write(const Attention& attention, const QueryBlock& block) {
+        if (block.wave_first >= block.rows) return;
+        denominator += shuffle_xor(denominator, 32);
+        if (!block.exists) return;
+        store_columns<format, depth>(attention.out, out_element(attention, block.place, block.query),
+                                     attention.head_size, sums, 1.0f / denominator);
+        if (attention.lse != nullptr && lane_index() < 32)
+            attention.lse[statistic(attention, block.place, block.query)] = largest / kLog2E + logf(denominator);
     }
-    denominator = denominator * factor + sum;
-    PYTRAIN_UNROLL
-    for (int block = 0; block < blocks; ++block) sums[block] *= factor;
-}
+};
 
 template <Format format, int depth>
 PYTRAIN_KERNEL PYTRAIN_WAVES((format == Format::fp32 ? depth <= 64 : depth <= 160) ? 2 : 1)
@@ -47,62 +62,38 @@ PYTRAIN_KERNEL PYTRAIN_WAVES((format == Format::fp32 ? depth <= 64 : depth <= 16
     PYTRAIN_SHARED(Chunk, v_tile, kValues);  // 16-bit: transposed
     Chunk* const v_rows = H::kOneRoom ? k_rows : v_tile;
     PYTRAIN_SHARED(float, room, kThreads);
-    const std::int64_t pair = block_row(), group = attention.heads / attention.kv_heads;
-    const HeadPlace place{pair / attention.heads, pair % attention.heads, pair % attention.heads / group};
-    // The last blocks see the most keys: they go first.
-    const std::int64_t block_query = (block_count() - 1 - block_index()) * kBlockRows;
-    const std::int64_t wave_query = block_query + wave_index() * kTileRows;
-    const std::int64_t query = wave_query + lane_index() % 32;
-    const bool exists = query < attention.query_rows;
-    const std::int64_t begin = exists ? first_key(attention, place, query) : 0;
-    const std::int64_t end = exists ? attention.query_offset + query + 1 : 0;
-    const std::int64_t last_query = least(block_query + kBlockRows, attention.query_rows) - 1;
-    const std::int64_t block_end = attention.query_offset + last_query + 1;
-
-    const FragmentUpTo<format, depth, 208> q(query_rows(attention, place), query);
-    TileCarrier<format, depth> keys(key_rows(attention, place, attention.k, block_end));
+    const QueryBlock block(attention);
+    const FragmentUpTo<format, depth, 208> q(query_rows(attention, block.place), block.query);
+    TileCarrier<format, depth> keys(key_rows(attention, block.place, attention.k, block.block_end));
     // Of 160, a second wave on the SIMD is worth more.
-    TileCarrier<format, depth, H::kAhead && depth != 160> values(key_rows(attention, place, attention.v, block_end));
+    TileCarrier<format, depth, H::kAhead && depth != 160> values(
+        key_rows(attention, block.place, attention.v, block.block_end));
     const float scale = score_scale(attention) * kLog2E;
-    Sums sums[H::kBlocks] = {};
-    float largest = -INFINITY, denominator = 0.0f;
+    OnlineSoftmax<format, depth> softmax;
 
-    const std::int64_t wave_end = attention.query_offset + least(wave_query + kTileRows, attention.query_rows);
-    std::int64_t key = least_first_key(attention, place, block_query, room) / kTileRows * kTileRows;
-    const auto fetch = [&](std::int64_t at) {
-        if (at >= block_end) return;
-        keys.fetch(at);
-        values.fetch(at);
-    };
-    const auto put_values = [&] { values.put(key, H::kFull ? v_rows : nullptr, v_rows); };
-    fetch(key);
-    for (; key < block_end; key += kTileRows) {
+    std::int64_t key = first_tile(attention, block, room);
+    fetch_tiles(keys, values, key, block);
+    for (; key < block.block_end; key += kTileRows) {
         barrier();  // the tile before has been read
         keys.put(key, k_rows, nullptr);
-        if (!H::kOneRoom) put_values();
+        if (!H::kOneRoom) values.put(key, H::kFull ? v_rows : nullptr, v_rows);
         barrier();
-        fetch(key + kTileRows);
+        fetch_tiles(keys, values, key + kTileRows, block);
         keep_order();  // the loads have the whole of the products to arrive
-        const bool sees = wave_query < attention.query_rows && key < wave_end;  // the same in the whole wave
+        const bool sees = block.wave_sees(key);
         Sums scores = {};
         if (sees) {
             scores = rows_times_fragment<format, depth>(k_rows, q);
-            softmax_step(scores, sums, largest, denominator, scale, key, begin, end);
+            softmax.step(scores, scale, key, block);
         }
         if constexpr (H::kOneRoom) {
             barrier();  // the keys have been read
-            put_values();
+            values.put(key, H::kFull ? v_rows : nullptr, v_rows);
             barrier();
         }
-        if (sees) add_columns_times_sums<format, depth>(sums, v_rows, v_rows, scores);
+        if (sees) add_columns_times_sums<format, depth>(softmax.sums, v_rows, v_rows, scores);
     }
-    if (wave_query >= attention.query_rows) return;
-    denominator += shuffle_xor(denominator, 32);  // each half has summed its own keys
-    if (!exists) return;
-    store_columns<format, depth>(attention.out, out_element(attention, place, query), attention.head_size, sums,
-                                 1.0f / denominator);
-    if (attention.lse != nullptr && lane_index() < 32)
-        attention.lse[statistic(attention, place, query)] = largest / kLog2E + logf(denominator);
+    softmax.write(attention, block);
 }
 
 template <Format format>
