@@ -1,4 +1,4 @@
-"""The objects of the plain Arm tables hold no bf16 instruction, which an A64FX would stop at."""
+"""The objects of the plain Arm tables hold no bf16 instruction, which an A64FX would stop at; those of bf16 do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from tests.test_symbols import FLAGS, ROOT, tools
 
-BF16 = re.compile(r"\tbf(?:mmla|dot|cvt\w*|mlal\w*)\b")
+BF16 = re.compile(r"\t(bf(?:mmla|dot|cvt\w*|mlal\w*))\b")
 CONTROL = "#include <arm_neon.h>\nfloat32x4_t f(float32x4_t c, bfloat16x8_t a) { return vbfmmlaq_f32(c, a, a); }\n"
 
 
@@ -27,6 +27,15 @@ def bf16_instructions(source: Path, flags: list[str], folder: Path) -> list[str]
 @pytest.mark.parametrize("isa", ["neon", "sve"])
 def test_plain_tables_hold_no_bf16_instruction(isa: str, tmp_path: Path) -> None:
     assert bf16_instructions(ROOT / "native" / "cpu" / isa / f"{isa}.cpp", FLAGS[isa], tmp_path) == []
+
+
+@pytest.mark.parametrize("isa", ["neon_bf16", "sve_bf16"])
+def test_bf16_tables_multiply_by_bfmmla(isa: str, tmp_path: Path) -> None:
+    """And by no other bf16 instruction: BFDOT and BFMLAL add in another order."""
+    found = bf16_instructions(ROOT / "native" / "cpu" / isa / f"{isa}.cpp", FLAGS[isa], tmp_path)
+    print(sorted(set(found)), found.count("bfmmla"))
+    assert "bfmmla" in found
+    assert not [name for name in found if name.startswith(("bfdot", "bfmlal"))]
 
 
 def test_such_an_instruction_would_be_seen(tmp_path: Path) -> None:

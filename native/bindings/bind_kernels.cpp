@@ -32,6 +32,7 @@ struct Field {
     Field { #name, offsetof(Kernels, name), count }
 constexpr std::array kFields = {
     PYTRAIN_FIELD(matmul_tile, 1),
+    PYTRAIN_FIELD(matmul_row, 1),
     PYTRAIN_FIELD(pack_along, kDTypes),
     PYTRAIN_FIELD(pack_across, kDTypes),
     PYTRAIN_FIELD(widen, kDTypes),
@@ -51,6 +52,7 @@ constexpr std::array kFields = {
     PYTRAIN_FIELD(maximum, 1),
     PYTRAIN_FIELD(exp_sum, 1),
     PYTRAIN_FIELD(softmax_columns, 1),
+    PYTRAIN_FIELD(softmax_row, 1),
     PYTRAIN_FIELD(scale_columns, 1),
     PYTRAIN_FIELD(softmax_backward, 1),
     PYTRAIN_FIELD(dot, 1),

@@ -177,10 +177,11 @@ void attention_forward(const Kernels& kernels, Workspace& workspace, const Atten
         const int64_t begin = (cuts - 1 - (head_by_head ? task % cuts : task / pairs)) * queries;
         const int64_t end = std::min(begin + queries, attention.query_rows);
         const AttentionHead head(attention, pair / attention.heads, pair % attention.heads);
-        if (end - begin <= tiles.panel_rows)
-            attend_few_queries(kernels, tiles, head, begin, end, workspace.thread(thread));
-        else
-            ForwardTask(kernels, tiles, head, workspace.thread(thread)).run(begin, end);
+        // A last group of few queries would fill little of its columns.
+        const int64_t rest = (end - begin) % tiles.panel_columns;
+        const int64_t middle = rest <= tiles.panel_rows ? end - rest : end;
+        if (begin < middle) ForwardTask(kernels, tiles, head, workspace.thread(thread)).run(begin, middle);
+        if (middle < end) attend_few_queries(kernels, tiles, head, middle, end, workspace.thread(thread));
     });
 }
 

@@ -31,6 +31,9 @@ struct Products {
     // fp32 accumulator per element, k ascending.
     void (*matmul_tile)(std::int64_t words, const float* a, const float* b, float* c, std::int64_t ldc,
                         bool accumulate);
+    // See matmul_row below; null where a row is made by matmul_tile, as one of a tile.
+    void (*matmul_row)(std::int64_t words, const float* a, const float* b, std::int64_t step, std::int64_t stride,
+                       std::int64_t panels, float* c, bool accumulate);
     // One panel, from k elements of `width` <= panel_width vectors; see below. fp32 sources are rounded where a word
     // holds less. Null for a storage type that this product is not for.
     void (*pack_along[kDTypes])(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width,
@@ -55,6 +58,10 @@ struct Kernels {
     std::int64_t block_rows, block_depth, block_columns;
     // c (tile_rows, tile_columns) = a * b, or += with accumulate. One accumulator per element, k ascending.
     void (*matmul_tile)(std::int64_t k, const float* a, const float* b, float* c, std::int64_t ldc, bool accumulate);
+    // c (panels * tile_columns) = a (k) * b, or += with accumulate: the bits of a row of matmul_tile. The panels of b
+    // begin `stride` floats apart, their steps `step` (tile_columns where b is packed), with any alignment.
+    void (*matmul_row)(std::int64_t k, const float* a, const float* b, std::int64_t step, std::int64_t stride,
+                       std::int64_t panels, float* c, bool accumulate);
     // One panel of `width` <= panel_width vectors of length k, by storage type of the source:
     // pack_along: source[i*ld + p] (k contiguous) -> panel[p*panel_width + i]
     // pack_across: source[p*ld + i] -> panel[p*panel_width + i]
@@ -116,6 +123,8 @@ struct Kernels {
     // earlier sums shrink by. Returns whether any maximum changed.
     bool (*softmax_columns)(float* x, float* maximum, float* denominator, float* factor, float scale, std::int64_t rows,
                             std::int64_t columns);
+    // The same step for one query, whose scores x (n) lie along the lanes: the bits of a column of softmax_columns.
+    bool (*softmax_row)(float* x, float* maximum, float* denominator, float* factor, float scale, std::int64_t n);
     // y (rows, columns) *= factor (columns)
     void (*scale_columns)(float* y, const float* factor, std::int64_t rows, std::int64_t columns);
     // p = exp(scale*p - lse), dp = p * (dp - delta) * scale, both in place
@@ -129,8 +138,8 @@ struct Kernels {
     // How operands of these types are multiplied.
     Products products(DType a, DType b) const {
         if (a == DType::bf16 && b == DType::bf16 && bf16.matmul_tile != nullptr) return bf16;
-        Products widened{1,           1,  tile_rows, tile_columns, block_rows, block_depth, block_columns,
-                         matmul_tile, {}, {},        peak_flops};
+        Products widened{1,           1,          tile_rows, tile_columns, block_rows, block_depth, block_columns,
+                         matmul_tile, matmul_row, {},        {},           peak_flops};
         for (int type = 0; type < kDTypes; ++type) {
             widened.pack_along[type] = pack_along[type];
             widened.pack_across[type] = pack_across[type];

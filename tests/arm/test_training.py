@@ -17,8 +17,11 @@ CPU = "a64fx"
 TOLERANCE = 2e-7
 """Relative, over six steps. Seen: 2e-9 on one rank, 1e-8 on two. A shifted tensor is off by 1e-3."""
 
-BF16_TOLERANCE = 4e-4
-"""Relative, over six steps; 2e-3 is what the README promises. Seen: 1.2e-4 beside fp32."""
+BF16_TOLERANCE = 4e-5
+"""Relative, over six steps, beside bf16 on this machine. Seen: 1.1e-5."""
+
+BF16_BESIDE_FP32 = 4e-4
+"""Relative, over six steps; 2e-3 is what the README promises. Seen: 1.2e-4."""
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +76,9 @@ def test_bf16_trains_as_here(arm: Machine, corpora: Corpora, tmp_path: Path) -> 
     arm.run("sve256", "-m", "pytrain", "train", toml)
     half = losses(tmp_path / "half")
     quiet_train(configuration(corpora, tmp_path / "half-here", "llama", precision__dtype="bf16"))
-    for expected in (single, losses(tmp_path / "half-here")):
+    for expected, tolerance in ((single, BF16_BESIDE_FP32), (losses(tmp_path / "half-here"), BF16_TOLERANCE)):
         print([there / here - 1 for there, here in zip(half, expected, strict=True)])
-        assert half == pytest.approx(expected, rel=BF16_TOLERANCE)
+        assert half == pytest.approx(expected, rel=tolerance)
     assert half != pytest.approx(single, rel=1e-6)
 
 

@@ -18,6 +18,7 @@ void fill_avx512_bf16(Kernels* kernels) {
     products.block_depth = kBlockDepth;
     products.block_columns = kBlockColumns;
     products.matmul_tile = matmul_tile;
+    products.matmul_row = matmul_row;
     products.pack_along[static_cast<int>(DType::fp32)] = pack_along<FromFp32>;
     products.pack_along[static_cast<int>(DType::bf16)] = pack_along<FromBf16>;
     products.pack_across[static_cast<int>(DType::fp32)] = pack_across<FromFp32>;

@@ -60,6 +60,45 @@ inline void matmul_tile(std::int64_t words, const float* a, const float* b, floa
     }
 }
 
+// See generic/row_product.inl; a step is a word.
+template <int kPanels>
+inline void multiply_row(std::int64_t words, const float* a, const float* b, std::int64_t step, std::int64_t stride,
+                         float* c, bool accumulate) {
+    __m512 sum[kPanels][kTileVectors];
+    PYTRAIN_UNROLL
+    for (int panel = 0; panel < kPanels; ++panel) sum[panel][0] = sum[panel][1] = _mm512_setzero_ps();
+    for (std::int64_t p = 0; p < words; ++p, b += step) {
+        const __m512bh factor = pairs(_mm512_set1_ps(a[p]));
+        PYTRAIN_UNROLL
+        for (int panel = 0; panel < kPanels; ++panel) {
+            const float* const from = b + panel * stride;
+            sum[panel][0] = _mm512_dpbf16_ps(sum[panel][0], factor, pairs(_mm512_loadu_ps(from)));
+            sum[panel][1] = _mm512_dpbf16_ps(sum[panel][1], factor, pairs(_mm512_loadu_ps(from + 16)));
+        }
+    }
+    PYTRAIN_UNROLL
+    for (int panel = 0; panel < kPanels; ++panel) {
+        PYTRAIN_UNROLL
+        for (int vector = 0; vector < kTileVectors; ++vector) {
+            float* const out = c + panel * kTileColumns + 16 * vector;
+            __m512 x = sum[panel][vector];
+            if (accumulate) x = _mm512_add_ps(_mm512_loadu_ps(out), x);
+            _mm512_storeu_ps(out, x);
+        }
+    }
+}
+
+inline void matmul_row(std::int64_t words, const float* a, const float* b, std::int64_t step, std::int64_t stride,
+                       std::int64_t panels, float* c, bool accumulate) {
+    for (; panels >= 4; panels -= 4, b += 4 * stride, c += 4 * kTileColumns)
+        multiply_row<4>(words, a, b, step, stride, c, accumulate);
+    if (panels >= 2) {
+        multiply_row<2>(words, a, b, step, stride, c, accumulate);
+        panels -= 2, b += 2 * stride, c += 2 * kTileColumns;
+    }
+    if (panels > 0) multiply_row<1>(words, a, b, step, stride, c, accumulate);
+}
+
 // As generic/peak.inl, in dot products of pairs; 24 chains, since these have a longer latency.
 inline double peak_flops(std::int64_t repeats, float* sink) {
     constexpr int chains = 24;

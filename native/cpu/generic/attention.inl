@@ -46,6 +46,34 @@ bool softmax_columns_tile(float* x, float* maximum, float* denominator, float* f
     return changed;
 }
 
+// The same step for one query, n scores along the lanes. Its exponentials are added as softmax_columns adds those of a
+// column, even and odd ones apart and one after the other: two scalar additions at a time, which wait for each other,
+// bind.
+bool softmax_row_tile(float* x, float* maximum, float* denominator, float* factor, float scale, std::int64_t n) {
+    const V scales = set(scale), zero = set(0.0f), before = set(*maximum);
+    V lanes = before;
+    for_vectors(n, [&](std::int64_t i, auto access) { lanes = max(access.read_or(x + i, *maximum), lanes); });
+    const float most = reduce_max(lanes);
+    const V largest = set(most);
+    const V offset = sub(zero, mul(scales, largest));
+    const V shrink = exponential(add(mul(scales, before), offset));
+    for_vectors(n, [&](std::int64_t i, auto access) {
+        access.write(x + i, exponential(fma(access.read(x + i), scales, offset)));
+    });
+    float even = 0.0f, odd = 0.0f;
+    std::int64_t i = 0;
+    for (; i + 2 <= n; i += 2) {
+        even += x[i];
+        odd += x[i + 1];
+    }
+    if (i < n) even += x[i];
+    const bool changed = most > *maximum;
+    *maximum = most;
+    *factor = reduce_max(shrink);
+    *denominator = reduce_max(fma(set(*denominator), shrink, set(even + odd)));
+    return changed;
+}
+
 // y (rows, columns) *= factor (columns). 1 FLOP per element, from cache.
 void scale_columns_tile(float* y, const float* factor, std::int64_t rows, std::int64_t columns) {
     for_vectors(columns, [&](std::int64_t j, auto access) {

@@ -2,6 +2,7 @@
 // transpose, tile and block sizes). Included inside the instruction set's unnamed namespace.
 #include "cpu/generic/pack.inl"
 #include "cpu/generic/peak.inl"
+#include "cpu/generic/row_product.inl"
 
 void fill_products(Kernels* kernels) {
     kernels->tile_rows = kTileRows;
@@ -10,6 +11,7 @@ void fill_products(Kernels* kernels) {
     kernels->block_depth = kBlockDepth;
     kernels->block_columns = kBlockColumns;
     kernels->matmul_tile = matmul_tile;
+    kernels->matmul_row = matmul_row;
     kernels->pack_along[static_cast<int>(DType::fp32)] = pack_along<Fp32>;
     kernels->pack_along[static_cast<int>(DType::bf16)] = pack_along<Bf16>;
     kernels->pack_along[static_cast<int>(DType::fp16)] = pack_along<Fp16>;

@@ -374,6 +374,7 @@ inline void fill_rows(Kernels* kernels) {
     kernels->maximum = maximum_row;
     kernels->exp_sum = exp_sum_row;
     kernels->softmax_columns = softmax_columns_tile;
+    kernels->softmax_row = softmax_row_tile;
     kernels->scale_columns = scale_columns_tile;
     kernels->softmax_backward = softmax_backward_row;
     kernels->dot = dot_row;

@@ -26,6 +26,17 @@ void matmul_tile(std::int64_t k, const float* a, const float* b, float* c, std::
         }
 }
 
+void matmul_row(std::int64_t k, const float* a, const float* b, std::int64_t step, std::int64_t stride,
+                std::int64_t panels, float* c, bool accumulate) {
+    for (std::int64_t panel = 0; panel < panels; ++panel, b += stride, c += kTileColumns) {
+        float sum[kTileColumns] = {};
+        for (std::int64_t p = 0; p < k; ++p)
+            for (std::int64_t column = 0; column < kTileColumns; ++column) sum[column] += a[p] * b[p * step + column];
+        for (std::int64_t column = 0; column < kTileColumns; ++column)
+            c[column] = accumulate ? c[column] + sum[column] : sum[column];
+    }
+}
+
 template <class Storage>
 void pack_along(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width,
                 std::int64_t panel_width) {
@@ -52,6 +63,7 @@ void fill_products(Kernels* kernels) {
     kernels->block_depth = 256;
     kernels->block_columns = 128;
     kernels->matmul_tile = matmul_tile;
+    kernels->matmul_row = matmul_row;
     kernels->peak_flops = peak_flops;
     kernels->pack_along[static_cast<int>(DType::fp32)] = pack_along<Fp32>;
     kernels->pack_along[static_cast<int>(DType::bf16)] = pack_along<Bf16>;

@@ -95,6 +95,58 @@ void matmul_tile(std::int64_t k, const float* a, const float* b, float* c, std::
 #undef PYTRAIN_STORE
 }
 
+// See generic/row_product.inl. Four panels at a time are eight chains. As in the tile, the first products take the
+// place of zeros, so k is at least 1.
+#define PYTRAIN_EACH_PANEL(DO) DO(0) DO(1) DO(2) DO(3)
+void multiply_four_panels(std::int64_t k, const float* a, const float* b, std::int64_t step, std::int64_t stride,
+                          float* c, bool accumulate) {
+    const std::int64_t width = kTileVectors * kLanes;
+    const V first = set(a[0]);
+#define PYTRAIN_BEGIN(panel)                                \
+    V left##panel = mul(first, load(b + (panel) * stride)); \
+    V right##panel = mul(first, svld1_vnum_f32(all(), b + (panel) * stride, 1));
+    PYTRAIN_EACH_PANEL(PYTRAIN_BEGIN)
+#undef PYTRAIN_BEGIN
+    for (std::int64_t p = 1; p < k; ++p) {
+        b += step;
+        const V factor = set(a[p]);
+#define PYTRAIN_MULTIPLY(panel)                                                        \
+    left##panel = svmla_f32_m(all(), left##panel, factor, load(b + (panel) * stride)); \
+    right##panel = svmla_f32_m(all(), right##panel, factor, svld1_vnum_f32(all(), b + (panel) * stride, 1));
+        PYTRAIN_EACH_PANEL(PYTRAIN_MULTIPLY)
+#undef PYTRAIN_MULTIPLY
+    }
+#define PYTRAIN_STORE(panel)                                                                                         \
+    {                                                                                                                \
+        float* const out = c + (panel) * width;                                                                      \
+        store(out, accumulate ? add(load(out), left##panel) : left##panel);                                          \
+        svst1_vnum_f32(all(), out, 1, accumulate ? add(svld1_vnum_f32(all(), out, 1), right##panel) : right##panel); \
+    }
+    PYTRAIN_EACH_PANEL(PYTRAIN_STORE)
+#undef PYTRAIN_STORE
+}
+#undef PYTRAIN_EACH_PANEL
+
+void multiply_vector(std::int64_t k, const float* a, const float* b, std::int64_t step, float* c, bool accumulate) {
+    V sum = mul(set(a[0]), load(b));
+    for (std::int64_t p = 1; p < k; ++p) sum = svmla_f32_m(all(), sum, set(a[p]), load(b + p * step));
+    store(c, accumulate ? add(load(c), sum) : sum);
+}
+
+void matmul_row(std::int64_t k, const float* a, const float* b, std::int64_t step, std::int64_t stride,
+                std::int64_t panels, float* c, bool accumulate) {
+    const std::int64_t width = kTileVectors * kLanes;
+    if (k <= 0) {
+        for (std::int64_t i = 0; i < panels * width && !accumulate; ++i) c[i] = 0.0f;
+        return;
+    }
+    for (; panels >= 4; panels -= 4, b += 4 * stride, c += 4 * width)
+        multiply_four_panels(k, a, b, step, stride, c, accumulate);
+    for (; panels > 0; --panels, b += stride, c += width)
+        for (std::int64_t vector = 0; vector < kTileVectors; ++vector)
+            multiply_vector(k, a, b + vector * kLanes, step, c + vector * kLanes, accumulate);
+}
+
 // See generic/peak.inl: as many chains as the tile has accumulators.
 double peak_flops(std::int64_t repeats, float* sink) {
     const V factor = set(1e-9f);

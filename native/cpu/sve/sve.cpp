@@ -18,6 +18,7 @@ void fill_products(Kernels* kernels) {
     kernels->block_depth = kBlockDepth;
     kernels->block_columns = kBlockTiles * kernels->tile_columns;
     kernels->matmul_tile = matmul_tile;
+    kernels->matmul_row = matmul_row;
     kernels->pack_along[static_cast<int>(DType::fp32)] = pack_along<Fp32>;
     kernels->pack_along[static_cast<int>(DType::bf16)] = pack_along<Bf16>;
     kernels->pack_along[static_cast<int>(DType::fp16)] = pack_along<Fp16>;
