@@ -20,7 +20,8 @@ def test_unwritable_folder_is_found(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^.*/file/run/checkpoints cannot be written to: Not a directory$"):
         check_writable(tmp_path / "file" / "run")
-    with pytest.raises(UserError, match=r"^.*/file/run/checkpoints cannot be written to: Not a directory$"):
+    sentence = r"^.*/file/run/checkpoints cannot be written to: Not a directory; the run has no whole checkpoint yet$"
+    with pytest.raises(UserError, match=sentence):
         save(tmp_path / "file" / "run", 1, [], {}, "")
 
 
