@@ -67,11 +67,11 @@ constexpr std::size_t listed_pointers() {
     for (const Field& field : kFields) count += field.pointers;
     return count;
 }
-// Beside the pointers: a name, five sizes, products of bf16 and chains of fp16, which only some tables have, with the
-// length of a chain and whether it is taken (a word, with its padding). A field that is new in
-// Kernels has to be listed above.
-static_assert(sizeof(Kernels) == sizeof(const char*) + 7 * sizeof(std::int64_t) + 2 * sizeof(cpu::Products) +
-                                     listed_pointers() * sizeof(void (*)()));
+// Beside the pointers: a name, five sizes, low tiles (their step, and a pointer that is null where there are none),
+// products of bf16 and chains of fp16, which only some tables have, with the length of a chain and whether it is taken
+// (a word, with its padding). A field that is new in Kernels has to be listed above.
+static_assert(sizeof(Kernels) == sizeof(const char*) + 8 * sizeof(std::int64_t) + sizeof(void (*)()) +
+                                     2 * sizeof(cpu::Products) + listed_pointers() * sizeof(void (*)()));
 
 // Names of the fields of a table in which a pointer is still the scalar one, or null.
 std::vector<std::string> is_scalar(const std::string& isa) {

@@ -31,6 +31,10 @@ struct Products {
     // fp32 accumulator per element, k ascending.
     void (*matmul_tile)(std::int64_t words, const float* a, const float* b, float* c, std::int64_t ldc,
                         bool accumulate);
+    // The same of a panel of a of fewer rows, any multiple of low_step. Null where only whole tiles are computed.
+    std::int64_t low_step;
+    void (*matmul_low)(std::int64_t rows, std::int64_t words, const float* a, const float* b, float* c,
+                       std::int64_t ldc, bool accumulate);
     // See matmul_row below; null where a row is made by matmul_tile, as one of a tile.
     void (*matmul_row)(std::int64_t words, const float* a, const float* b, std::int64_t step, std::int64_t stride,
                        std::int64_t panels, float* c, bool accumulate);
@@ -58,6 +62,10 @@ struct Kernels {
     std::int64_t block_rows, block_depth, block_columns;
     // c (tile_rows, tile_columns) = a * b, or += with accumulate. One accumulator per element, k ascending.
     void (*matmul_tile)(std::int64_t k, const float* a, const float* b, float* c, std::int64_t ldc, bool accumulate);
+    // The same of a panel of a of fewer rows, any multiple of low_step. Null where only whole tiles are computed.
+    std::int64_t low_step;
+    void (*matmul_low)(std::int64_t rows, std::int64_t k, const float* a, const float* b, float* c, std::int64_t ldc,
+                       bool accumulate);
     // c (panels * tile_columns) = a (k) * b, or += with accumulate: the bits of a row of matmul_tile. The panels of b
     // begin `stride` floats apart, their steps `step` (tile_columns where b is packed), with any alignment.
     void (*matmul_row)(std::int64_t k, const float* a, const float* b, std::int64_t step, std::int64_t stride,
@@ -138,8 +146,8 @@ struct Kernels {
     // How operands of these types are multiplied.
     Products products(DType a, DType b) const {
         if (a == DType::bf16 && b == DType::bf16 && bf16.matmul_tile != nullptr) return bf16;
-        Products widened{1,           1,          tile_rows, tile_columns, block_rows, block_depth, block_columns,
-                         matmul_tile, matmul_row, {},        {},           peak_flops};
+        Products widened{1,           1,        tile_rows,  tile_columns, block_rows, block_depth, block_columns,
+                         matmul_tile, low_step, matmul_low, matmul_row,   {},         {},          peak_flops};
         for (int type = 0; type < kDTypes; ++type) {
             widened.pack_along[type] = pack_along[type];
             widened.pack_across[type] = pack_across[type];

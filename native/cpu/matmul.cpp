@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "cpu/panels.h"
 #include "cpu/threads.h"
 
 namespace pytrain::cpu {
@@ -32,8 +33,6 @@ constexpr int64_t kPackTasksPerThread = 4;
 // Rows of a source that are packed across at a time; 16 rows of a panel of any width are whole cache lines.
 constexpr int64_t kPackRows = 16;
 
-int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t multiple) { return ceil_divide(a, multiple) * multiple; }
 constexpr int64_t kAlignFloats = 16;  // 64 bytes, what kernels.h promises of panels
 
 // Where everything lies in the workspace, from the table alone.
@@ -95,6 +94,7 @@ struct Run {
     const int64_t region_rows, region_columns;
     int64_t first_row = 0, rows = 0, first_column = 0, columns = 0;  // the region
     int64_t first_depth = 0, depth = 0;                              // the block of k
+    Panels row_panels;                                               // of the region
 
     float* a_panels() const { return workspace.shared(); }
     float* b_panels() const { return workspace.shared() + room.a_floats; }
@@ -120,6 +120,7 @@ private:
         rows = std::min(region_rows, product.m - first_row);
         columns = std::min(region_columns, product.n - first_column);
         depth = std::min(products.block_depth, product.k - first_depth);
+        row_panels = Panels(rows, products.tile_rows, products.matmul_low ? products.low_step : 0);
     }
 };
 
@@ -127,24 +128,22 @@ private:
 struct Operand {
     Tensor source;
     int64_t ld;
-    bool along;              // k is the contiguous dimension as stored
-    int64_t first, vectors;  // of the region
-    int64_t tile;            // vectors of a panel
-    int64_t stride;          // words from one panel to the next
+    bool along;      // k is the contiguous dimension as stored
+    int64_t first;   // of the region
+    Panels panels;   // of the region
+    int64_t stride;  // words from one panel to the next
 };
 
 Operand operand_a(const Run& run) {
     const Matmul& product = run.product;
-    return {product.a,       product.lda, product.transpose_a == Transpose::no,
-            run.first_row,   run.rows,    run.products.tile_rows,
-            run.room.a_panel};
+    return {product.a,     product.lda,    product.transpose_a == Transpose::no,
+            run.first_row, run.row_panels, run.room.a_panel};
 }
 
 Operand operand_b(const Run& run) {
     const Matmul& product = run.product;
-    return {product.b,        product.ldb, product.transpose_b == Transpose::yes,
-            run.first_column, run.columns, run.products.tile_columns,
-            run.room.b_panel};
+    const Panels panels(run.columns, run.products.tile_columns, 0);
+    return {product.b, product.ldb, product.transpose_b == Transpose::yes, run.first_column, panels, run.room.b_panel};
 }
 
 // Packs panels [begin, end) of the region's block of k; panel `begin` goes to `panels`.
@@ -157,11 +156,12 @@ void pack_panels(const Run& run, const Operand& operand, float* panels, int64_t 
     const int64_t step = operand.along ? std::max<int64_t>(run.depth, 1) : kPackRows;
     for (int64_t p = 0; p < run.depth; p += step)
         for (int64_t panel = begin; panel < end; ++panel) {
-            const int64_t vector = operand.first + panel * operand.tile, k = run.first_depth + p;
+            const int64_t vector = operand.first + operand.panels.begin(panel), k = run.first_depth + p;
+            const int64_t width = operand.panels.padded(panel);
             const int64_t offset = operand.along ? vector * operand.ld + k : k * operand.ld + vector;
-            kernel(panels + (panel - begin) * operand.stride + run.products.words(p) * operand.tile,
+            kernel(panels + (panel - begin) * operand.stride + run.products.words(p) * width,
                    operand.source.at(offset).data, operand.ld, std::min(step, run.depth - p),
-                   std::min(operand.tile, operand.vectors - panel * operand.tile), operand.tile);
+                   operand.panels.width(panel), width);
         }
 }
 
@@ -169,15 +169,15 @@ void pack_panels(const Run& run, const Operand& operand, float* panels, int64_t 
 int64_t panels_per_task(const Run& run, const Operand& operand) {
     int64_t vectors = kPackVectors;
     while (!operand.along && vectors < kMostPackVectors &&
-           operand.vectors >= 2 * vectors * kPackTasksPerThread * run.workspace.threads())
+           operand.panels.vectors >= 2 * vectors * kPackTasksPerThread * run.workspace.threads())
         vectors *= 2;
-    return std::max<int64_t>(1, vectors / operand.tile);
+    return std::max<int64_t>(1, vectors / operand.panels.tile);
 }
 
 void pack_region(const Run& run) {
     const Operand a = operand_a(run), b = operand_b(run);
-    const int64_t a_panels = run.packs_a() ? ceil_divide(a.vectors, a.tile) : 0;
-    const int64_t b_panels = run.packs_b() ? ceil_divide(b.vectors, b.tile) : 0;
+    const int64_t a_panels = run.packs_a() ? a.panels.count : 0;
+    const int64_t b_panels = run.packs_b() ? b.panels.count : 0;
     const int64_t a_step = panels_per_task(run, a), b_step = panels_per_task(run, b);
     const int64_t a_tasks = ceil_divide(a_panels, a_step);
     parallel_for(run.workspace.threads(), a_tasks + ceil_divide(b_panels, b_step), [&](int64_t task, int) {
@@ -195,8 +195,8 @@ struct Ahead {
     Ahead() = default;
     Ahead(const Run& next, const Operand& operand) {
         const int64_t size = static_cast<int64_t>(size_of(operand.source.dtype)), k = next.first_depth;
-        const int64_t rows = operand.along ? operand.vectors : next.depth;
-        const int64_t elements = operand.along ? next.depth : operand.vectors;
+        const int64_t rows = operand.along ? operand.panels.vectors : next.depth;
+        const int64_t elements = operand.along ? next.depth : operand.panels.vectors;
         const int64_t offset = operand.along ? operand.first * operand.ld + k : k * operand.ld + operand.first;
         begin = static_cast<const char*>(operand.source.at(offset).data);
         row_bytes = operand.ld * size;
@@ -236,9 +236,11 @@ struct Next {
     Ahead a, b;
 };
 
-// A task: rows and columns of the region, and the thread's scratch. `sums` begins at (row_begin, column_begin).
+// A task: panels of a and columns of the region, and the thread's scratch. `sums` begins at (row_begin, column_begin).
 struct Task {
-    int64_t row_begin, row_end, column_begin, column_end;
+    int64_t panel_begin, panel_end;  // of a
+    int64_t row_begin, row_end;      // theirs
+    int64_t column_begin, column_end;
     float *panel, *tile, *row;  // see Room
     float* sums;
     int64_t sums_stride;
@@ -248,9 +250,11 @@ struct Task {
     }
 };
 
-Task make_task(const Run& run, int64_t row_begin, int64_t row_end, int64_t column_begin, int64_t column_end,
+Task make_task(const Run& run, int64_t panel_begin, int64_t panel_end, int64_t column_begin, int64_t column_end,
                int thread) {
-    Task task{row_begin, row_end, column_begin, column_end, run.workspace.thread(thread), nullptr, nullptr, nullptr, 0};
+    const int64_t row_begin = run.row_panels.begin(panel_begin), row_end = run.row_panels.begin(panel_end);
+    Task task{panel_begin, panel_end, row_begin, row_end, column_begin, column_end, run.workspace.thread(thread),
+              nullptr,     nullptr,   nullptr,   0};
     task.tile = task.panel + run.room.b_panel;
     task.row = task.tile + run.room.tile_floats;
     if (run.sums == Sums::thread) {
@@ -264,8 +268,7 @@ Task make_task(const Run& run, int64_t row_begin, int64_t row_end, int64_t colum
 }
 
 // Asks for the part of a 16-bit c that lies under a tile: it is written as soon as the tile's row is done.
-void ask_for_c(const Run& run, int64_t row, int64_t column) {
-    const int64_t rows = std::min(run.products.tile_rows, run.rows - row);
+void ask_for_c(const Run& run, int64_t row, int64_t rows, int64_t column) {
     const int64_t last = std::min(run.products.tile_columns, run.columns - column) - 1;
     for (int64_t i = 0; i < rows; ++i) {
         const Tensor c = run.product.c.at((run.first_row + row + i) * run.product.ldc + run.first_column + column);
@@ -274,28 +277,40 @@ void ask_for_c(const Run& run, int64_t row, int64_t column) {
     }
 }
 
-// One tile at (row, column) of the region. A tile that c cuts off is computed beside it.
-void compute_tile(const Run& run, const Task& task, const float* a, const float* b, int64_t row, int64_t column) {
+// c = a * b, or += with accumulate, of a panel of a of `rows` rows, padding included.
+void multiply_tile(const Products& table, int64_t rows, int64_t words, const float* a, const float* b, float* c,
+                   int64_t ldc, bool accumulate) {
+    if (rows == table.tile_rows)
+        table.matmul_tile(words, a, b, c, ldc, accumulate);
+    else
+        table.matmul_low(rows, words, a, b, c, ldc, accumulate);
+}
+
+// One tile: a panel of a and, at `b`, one of b, which begins at `column` of the region. A tile that c cuts off is
+// computed beside it.
+void compute_tile(const Run& run, const Task& task, int64_t panel, const float* b, int64_t column) {
     const Products& table = run.products;
+    const Panels& panels = run.row_panels;
+    const float* const a = run.a_panels() + panel * run.room.a_panel;
     const int64_t words = table.words(run.depth);
-    if (run.sums != Sums::in_place) {  // padded to whole tiles
-        if (run.last_block()) ask_for_c(run, row, column);
-        table.matmul_tile(words, a, b, task.sum(row, column), task.sums_stride, !run.first_block());
+    const int64_t row = panels.begin(panel), rows = panels.width(panel), padded = panels.padded(panel);
+    if (run.sums != Sums::in_place) {  // has room for the padding
+        if (run.last_block()) ask_for_c(run, row, rows, column);
+        multiply_tile(table, padded, words, a, b, task.sum(row, column), task.sums_stride, !run.first_block());
         return;
     }
     const bool accumulate = run.product.accumulate || !run.first_block();
     const int64_t ldc = run.product.ldc;
     float* out = static_cast<float*>(run.product.c.data) + (run.first_row + row) * ldc + run.first_column + column;
-    const int64_t rows = std::min(table.tile_rows, run.rows - row);
     const int64_t columns = std::min(table.tile_columns, run.columns - column);
-    if (rows == table.tile_rows && columns == table.tile_columns) {
-        table.matmul_tile(words, a, b, out, ldc, accumulate);
+    if (rows == padded && columns == table.tile_columns) {
+        multiply_tile(table, padded, words, a, b, out, ldc, accumulate);
         return;
     }
     const auto copy = run.kernels.widen[static_cast<int>(DType::fp32)];
     if (accumulate)
         for (int64_t i = 0; i < rows; ++i) copy(task.tile + i * table.tile_columns, out + i * ldc, columns);
-    table.matmul_tile(words, a, b, task.tile, table.tile_columns, accumulate);
+    multiply_tile(table, padded, words, a, b, task.tile, table.tile_columns, accumulate);
     for (int64_t i = 0; i < rows; ++i) copy(out + i * ldc, task.tile + i * table.tile_columns, columns);
 }
 
@@ -349,11 +364,11 @@ void finish_rows(const Run& run, const Task& task, int64_t begin, int64_t end) {
 
 // One block of k. Each of the few rows is multiplied while the panel of b that the thread has packed is in cache.
 void compute_skinny_task(const Run& run, const Task& task) {
-    const int64_t tile_rows = run.products.tile_rows, tile_columns = run.products.tile_columns;
+    const int64_t tile_columns = run.products.tile_columns;
     for (int64_t column = task.column_begin; column < task.column_end; column += tile_columns) {
         pack_panels(run, operand_b(run), task.panel, column / tile_columns, column / tile_columns + 1);
-        for (int64_t row = task.row_begin; row < task.row_end; row += tile_rows)
-            compute_tile(run, task, run.a_panels() + row / tile_rows * run.room.a_panel, task.panel, row, column);
+        for (int64_t panel = task.panel_begin; panel < task.panel_end; ++panel)
+            compute_tile(run, task, panel, task.panel, column);
     }
     if (run.last_block()) finish_rows(run, task, task.row_begin, task.row_end);
 }
@@ -361,36 +376,35 @@ void compute_skinny_task(const Run& run, const Task& task) {
 // One block of k. A panel of a is read from the first-level cache by every tile of its row, those of b stream from the
 // second. Lines [ask, last) of what comes next are asked for meanwhile.
 void compute_task(const Run& run, const Task& task, const Next& next, int64_t ask, int64_t last) {
-    const int64_t tile_rows = run.products.tile_rows, tile_columns = run.products.tile_columns;
-    const int64_t tiles = ceil_divide(task.row_end - task.row_begin, tile_rows) *
-                          ceil_divide(task.column_end - task.column_begin, tile_columns);
+    const int64_t tile_columns = run.products.tile_columns;
+    const int64_t tiles =
+        (task.panel_end - task.panel_begin) * ceil_divide(task.column_end - task.column_begin, tile_columns);
     const int64_t lines = ceil_divide(last - ask, tiles);
-    for (int64_t row = task.row_begin; row < task.row_end; row += tile_rows) {
-        const float* const a = run.a_panels() + row / tile_rows * run.room.a_panel;
+    for (int64_t panel = task.panel_begin; panel < task.panel_end; ++panel) {
         for (int64_t column = task.column_begin; column < task.column_end; column += tile_columns) {
             next.ask(ask, std::min(ask + lines, last));
             ask += lines;
-            compute_tile(run, task, a, run.b_panels() + column / tile_columns * run.room.b_panel, row, column);
+            compute_tile(run, task, panel, run.b_panels() + column / tile_columns * run.room.b_panel, column);
         }
-        if (run.last_block()) finish_rows(run, task, row, std::min(row + tile_rows, task.row_end));
+        if (run.last_block()) finish_rows(run, task, run.row_panels.begin(panel), run.row_panels.begin(panel + 1));
     }
 }
 
 void compute_region(const Run& run) {
     const Products& table = run.products;
-    int64_t task_rows = std::min(table.block_rows, round_up(run.rows, table.tile_rows));
+    const int64_t panels = run.row_panels.count;
+    int64_t task_panels = std::min(table.block_rows / table.tile_rows, panels);
     int64_t task_columns = table.block_columns;
-    const auto tasks = [&] { return ceil_divide(run.rows, task_rows) * ceil_divide(run.columns, task_columns); };
+    const auto tasks = [&] { return ceil_divide(panels, task_panels) * ceil_divide(run.columns, task_columns); };
     while (tasks() < kEnoughTasks && task_columns > 2 * table.tile_columns)
         task_columns = round_up(task_columns / 2, table.tile_columns);
-    while (tasks() < kEnoughTasks && task_rows > 4 * table.tile_rows)
-        task_rows = round_up(task_rows / 2, table.tile_rows);
-    const int64_t down = ceil_divide(run.rows, task_rows), all = tasks();
+    while (tasks() < kEnoughTasks && task_panels > 4) task_panels = ceil_divide(task_panels, 2);
+    const int64_t down = ceil_divide(panels, task_panels), all = tasks();
     const Next next(run);
     parallel_for(run.workspace.threads(), all, [&](int64_t task, int thread) {
         // Neighbours in time share their columns, whose panels are the larger part of a task's reading.
-        const int64_t row = task % down * task_rows, column = task / down * task_columns;
-        const Task work = make_task(run, row, std::min(row + task_rows, run.rows), column,
+        const int64_t panel = task % down * task_panels, column = task / down * task_columns;
+        const Task work = make_task(run, panel, std::min(panel + task_panels, panels), column,
                                     std::min(column + task_columns, run.columns), thread);
         if (run.skinny)
             compute_skinny_task(run, work);

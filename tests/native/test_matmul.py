@@ -188,6 +188,36 @@ def test_a_row_does_not_know_its_neighbours(isa: str, transpose_b: bool) -> None
         assert same_bits(part, whole[first:last]), (first, last)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("transpose_a", [False, True])
+def test_any_number_of_rows(isa: str, dtype: str, transpose_a: bool) -> None:
+    """The last panels are as low as what is left of the rows: the bits are those of whole ones, nothing lies beside.
+
+    Two blocks of k, a last panel of b that is cut off, and rows of `a` behind the last that are not numbers.
+    """
+    devices = [CpuDevice(isa, threads) for threads in (1, 2, 3)]
+    most, n, k = 60, 45, kernels.block_sizes(isa, dtype)["block_depth"] + 37
+    a, b = operand(200, k, transpose_a, 27, dtype), operand(k, n, not transpose_a, 28, dtype)
+    transposes = {"transpose_a": transpose_a, "transpose_b": not transpose_a}
+    whole = empty((200, n), "fp32")
+    devices[1].matmul(whole, a, b, **transposes)
+    assert_product(exact(whole, False), exact(a, transpose_a, dtype), exact(b, not transpose_a, dtype))
+    expected = stored(whole, dtype)
+    not_a_number = stored(np.array([np.nan], np.float32), dtype)[0]
+    for m in range(most, 0, -1):
+        used = a[:, :m] if transpose_a else a[:m]
+        if transpose_a:
+            a[:, m:] = not_a_number
+        else:
+            a[m:] = not_a_number
+        c = strided(empty((m + 16, n), dtype), 2)
+        before = c.base.copy()
+        devices[m % 3].matmul(c[:m], used, b, **transposes)
+        assert same_bits(np.ascontiguousarray(c[:m]), expected[:m]), m
+        assert same_bits(c.base[m:], before[m:]), "wrote below c"
+        assert same_bits(c.base[:, n:], before[:, n:]), "wrote beside c"
+
+
 def test_a_column_does_not_know_its_neighbours(isa: str) -> None:
     """What lets a tensor-parallel slice of a column-parallel product equal the whole one's columns."""
     device = CpuDevice(isa, 2)

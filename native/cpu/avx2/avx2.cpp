@@ -19,6 +19,8 @@ void fill_avx2(Kernels* kernels) {
     kernels->name = "avx2";
     avx2::fill_rows(kernels);
     avx2::fill_products(kernels);
+    kernels->low_step = avx2::kLowStep;
+    kernels->matmul_low = avx2::matmul_low<>;
 }
 
 }  // namespace pytrain::cpu

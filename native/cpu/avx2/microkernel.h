@@ -25,10 +25,11 @@ constexpr int kBlockRows = 12 * kTileRows;
 constexpr int kBlockDepth = 256;
 constexpr int kBlockColumns = 8 * kTileColumns;
 
-inline void matmul_tile(std::int64_t k, const float* a, const float* b, float* c, std::int64_t ldc, bool accumulate) {
-    __m256 sum[kTileRows][kTileVectors];
+template <int kRows>
+inline void multiply_tile(std::int64_t k, const float* a, const float* b, float* c, std::int64_t ldc, bool accumulate) {
+    __m256 sum[kRows][kTileVectors];
     PYTRAIN_UNROLL
-    for (int row = 0; row < kTileRows; ++row) {
+    for (int row = 0; row < kRows; ++row) {
         // c is not needed before the end of the loop over k: ask for it now.
         _mm_prefetch(reinterpret_cast<const char*>(c + row * ldc), _MM_HINT_T0);
         sum[row][0] = _mm256_setzero_ps();
@@ -38,16 +39,16 @@ inline void matmul_tile(std::int64_t k, const float* a, const float* b, float* c
         const __m256 b0 = _mm256_load_ps(b);
         const __m256 b1 = _mm256_load_ps(b + 8);
         PYTRAIN_UNROLL
-        for (int row = 0; row < kTileRows; ++row) {
+        for (int row = 0; row < kRows; ++row) {
             const __m256 factor = _mm256_broadcast_ss(a + row);
             sum[row][0] = _mm256_fmadd_ps(factor, b0, sum[row][0]);
             sum[row][1] = _mm256_fmadd_ps(factor, b1, sum[row][1]);
         }
-        a += kTileRows;
+        a += kRows;
         b += kTileColumns;
     }
     PYTRAIN_UNROLL
-    for (int row = 0; row < kTileRows; ++row) {
+    for (int row = 0; row < kRows; ++row) {
         float* out = c + row * ldc;
         if (accumulate) {
             sum[row][0] = _mm256_add_ps(_mm256_loadu_ps(out), sum[row][0]);
@@ -57,6 +58,12 @@ inline void matmul_tile(std::int64_t k, const float* a, const float* b, float* c
         _mm256_storeu_ps(out + 8, sum[row][1]);
     }
 }
+
+inline void matmul_tile(std::int64_t k, const float* a, const float* b, float* c, std::int64_t ldc, bool accumulate) {
+    multiply_tile<kTileRows>(k, a, b, c, ldc, accumulate);
+}
+
+#include "cpu/generic/low_tiles.inl"
 
 // block[i] lane j becomes block[j] lane i: pairs of lanes, pairs of pairs, then halves of the vector.
 inline void transpose(__m256 (&block)[8]) {

@@ -19,6 +19,8 @@ void fill_avx512(Kernels* kernels) {
     kernels->name = "avx512";
     avx512::fill_rows(kernels);
     avx512::fill_products(kernels);
+    kernels->low_step = avx512::kLowStep;
+    kernels->matmul_low = avx512::matmul_low<>;
 }
 
 }  // namespace pytrain::cpu

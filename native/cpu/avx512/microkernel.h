@@ -27,10 +27,11 @@ constexpr int kBlockRows = 8 * kTileRows;
 constexpr int kBlockDepth = 384;
 constexpr int kBlockColumns = 8 * kTileColumns;
 
-inline void matmul_tile(std::int64_t k, const float* a, const float* b, float* c, std::int64_t ldc, bool accumulate) {
-    __m512 sum[kTileRows][kTileVectors];
+template <int kRows>
+inline void multiply_tile(std::int64_t k, const float* a, const float* b, float* c, std::int64_t ldc, bool accumulate) {
+    __m512 sum[kRows][kTileVectors];
     PYTRAIN_UNROLL
-    for (int row = 0; row < kTileRows; ++row) {
+    for (int row = 0; row < kRows; ++row) {
         // c is not needed before the end of the loop over k: ask for it now.
         _mm_prefetch(reinterpret_cast<const char*>(c + row * ldc), _MM_HINT_T0);
         _mm_prefetch(reinterpret_cast<const char*>(c + row * ldc + 16), _MM_HINT_T0);
@@ -41,16 +42,16 @@ inline void matmul_tile(std::int64_t k, const float* a, const float* b, float* c
         const __m512 b0 = _mm512_load_ps(b);
         const __m512 b1 = _mm512_load_ps(b + 16);
         PYTRAIN_UNROLL
-        for (int row = 0; row < kTileRows; ++row) {
+        for (int row = 0; row < kRows; ++row) {
             const __m512 factor = _mm512_set1_ps(a[row]);
             sum[row][0] = _mm512_fmadd_ps(factor, b0, sum[row][0]);
             sum[row][1] = _mm512_fmadd_ps(factor, b1, sum[row][1]);
         }
-        a += kTileRows;
+        a += kRows;
         b += kTileColumns;
     }
     PYTRAIN_UNROLL
-    for (int row = 0; row < kTileRows; ++row) {
+    for (int row = 0; row < kRows; ++row) {
         float* out = c + row * ldc;
         if (accumulate) {
             sum[row][0] = _mm512_add_ps(_mm512_loadu_ps(out), sum[row][0]);
@@ -60,6 +61,12 @@ inline void matmul_tile(std::int64_t k, const float* a, const float* b, float* c
         _mm512_storeu_ps(out + 16, sum[row][1]);
     }
 }
+
+inline void matmul_tile(std::int64_t k, const float* a, const float* b, float* c, std::int64_t ldc, bool accumulate) {
+    multiply_tile<kTileRows>(k, a, b, c, ldc, accumulate);
+}
+
+#include "cpu/generic/low_tiles.inl"
 
 // block[i] lane j becomes block[j] lane i: pairs of lanes, pairs of pairs, then quarters of the vector twice.
 inline void transpose(__m512 (&block)[16]) {

@@ -18,6 +18,8 @@ void fill_avx512_bf16(Kernels* kernels) {
     products.block_depth = kBlockDepth;
     products.block_columns = kBlockColumns;
     products.matmul_tile = matmul_tile;
+    products.low_step = kLowStep;
+    products.matmul_low = matmul_low<>;
     products.matmul_row = matmul_row;
     products.pack_along[static_cast<int>(DType::fp32)] = pack_along<FromFp32>;
     products.pack_along[static_cast<int>(DType::bf16)] = pack_along<FromBf16>;

@@ -26,11 +26,12 @@ constexpr int kBlockColumns = 6 * kTileColumns;
 
 inline __m512bh pairs(__m512 words) { return (__m512bh)words; }
 
-inline void matmul_tile(std::int64_t words, const float* a, const float* b, float* c, std::int64_t ldc,
-                        bool accumulate) {
-    __m512 sum[kTileRows][kTileVectors];
+template <int kRows>
+inline void multiply_tile(std::int64_t words, const float* a, const float* b, float* c, std::int64_t ldc,
+                          bool accumulate) {
+    __m512 sum[kRows][kTileVectors];
     PYTRAIN_UNROLL
-    for (int row = 0; row < kTileRows; ++row) {
+    for (int row = 0; row < kRows; ++row) {
         _mm_prefetch(reinterpret_cast<const char*>(c + row * ldc), _MM_HINT_T0);
         _mm_prefetch(reinterpret_cast<const char*>(c + row * ldc + 16), _MM_HINT_T0);
         sum[row][0] = _mm512_setzero_ps();
@@ -40,16 +41,16 @@ inline void matmul_tile(std::int64_t words, const float* a, const float* b, floa
         const __m512bh b0 = pairs(_mm512_load_ps(b));
         const __m512bh b1 = pairs(_mm512_load_ps(b + 16));
         PYTRAIN_UNROLL
-        for (int row = 0; row < kTileRows; ++row) {
+        for (int row = 0; row < kRows; ++row) {
             const __m512bh factor = pairs(_mm512_set1_ps(a[row]));
             sum[row][0] = _mm512_dpbf16_ps(sum[row][0], factor, b0);
             sum[row][1] = _mm512_dpbf16_ps(sum[row][1], factor, b1);
         }
-        a += kTileRows;
+        a += kRows;
         b += kTileColumns;
     }
     PYTRAIN_UNROLL
-    for (int row = 0; row < kTileRows; ++row) {
+    for (int row = 0; row < kRows; ++row) {
         float* out = c + row * ldc;
         if (accumulate) {
             sum[row][0] = _mm512_add_ps(_mm512_loadu_ps(out), sum[row][0]);
@@ -59,6 +60,13 @@ inline void matmul_tile(std::int64_t words, const float* a, const float* b, floa
         _mm512_storeu_ps(out + 16, sum[row][1]);
     }
 }
+
+inline void matmul_tile(std::int64_t words, const float* a, const float* b, float* c, std::int64_t ldc,
+                        bool accumulate) {
+    multiply_tile<kTileRows>(words, a, b, c, ldc, accumulate);
+}
+
+#include "cpu/generic/low_tiles.inl"
 
 // See generic/row_product.inl; a step is a word.
 template <int kPanels>

@@ -11,8 +11,6 @@
 namespace pytrain::cpu::avx512_bf16 {
 namespace {
 
-using avx512::kTileRows;
-
 inline __mmask32 elements(std::int64_t n) { return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1u; }
 
 // Sixteen words of bf16 pairs read along a vector, and two rows of sixteen elements, each the lower or upper half of
@@ -147,7 +145,8 @@ void pack_across(float* panel, const void* source, std::int64_t ld, std::int64_t
             _mm512_storeu_si512(panel + word * 32 + 16, second);
         }
     }
-    if (width == kTileRows && panel_width == kTileRows && ld >= 16 - kTileRows) {  // the usual left operand
+    // The usual left operand: a panel of fourteen, or of eight at least.
+    if (width == panel_width && panel_width >= 8 && panel_width < 16 && ld >= 16 - panel_width) {
         // Whole vectors where a row of the source still follows: it holds what is read beyond, and its word overwrites
         // what is written beyond.
         for (; 2 * word + 2 < k; ++word) {
@@ -155,7 +154,7 @@ void pack_across(float* panel, const void* source, std::int64_t ld, std::int64_t
             const auto* upper = lower + ld;
             _mm_prefetch(reinterpret_cast<const char*>(lower) + kAhead, _MM_HINT_T0);
             _mm_prefetch(reinterpret_cast<const char*>(upper) + kAhead, _MM_HINT_T0);
-            _mm512_storeu_si512(panel + word * kTileRows, Source::load_first(lower, upper));
+            _mm512_storeu_si512(panel + word * panel_width, Source::load_first(lower, upper));
         }
     }
     for (; word < words; ++word) {
