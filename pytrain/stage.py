@@ -211,14 +211,20 @@ class Stage:
         )
         self.layout: _native.Layout = self.native.layout
         self.segments = segments_of(self.shape, self.layout, self.first_op, self.last_op)
-        sizes = [self.layout.shard_elements(bucket, shards) * shards for bucket in range(len(self.layout.buckets))]
+        self._bind_buffers(training)
+
+    def _bind_buffers(self, training: bool) -> None:
+        """Take weights and gradients, where the stage holds them whole, and let the ops know."""
+        layout, policy, take = self.layout, self.policy, native().Buffer
+        buckets = range(len(layout.buckets))
+        sizes = [layout.shard_elements(bucket, self.shards) * self.shards for bucket in buckets]
         self.weights: list[_native.Buffer] = [
-            native().Buffer(device, size, policy.weights, "weights") for size in sizes if whole_weights
+            take(self.device, size, policy.weights, "weights") for size in sizes if self.whole_weights
         ]
         self.gradients: list[_native.Buffer] = [
-            self.native.gradient_buffer(index) or native().Buffer(device, size, policy.gradients, "gradients")
+            self.native.gradient_buffer(index) or take(self.device, size, policy.gradients, "gradients")
             for index, size in enumerate(sizes)
-            if training and whole_gradients
+            if training and self.whole_gradients
         ]
         for index, buffer in enumerate(self.weights):
             self.native.bind_weights(index, buffer.address)
