@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pytrain.buckets import parts_of
 from pytrain.native import native
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ class Stage:
         tp_size: how many slices there are.
         sequence_parallel: whether slices hold their rows of the residual stream instead of all.
         slots: micro-batches that may be between forward and backward at once.
-        shards: parts of equal size that each bucket is cut in; buffers are padded to a multiple of it.
+        shards: of equal size that each bucket is cut in; buffers are padded to a multiple of it.
+        part_elements: of a bucket, at most, that travel at once; 0 for whole buckets.
         whole_weights: False leaves it to the caller to bind weights before ops that need them.
         whole_gradients: the same of gradients.
         training: False keeps no gradients and no activations, and only evaluates.
@@ -175,6 +177,7 @@ class Stage:
         sequence_parallel: bool = False,
         slots: int = 1,
         shards: int = 1,
+        part_elements: int = 0,
         whole_weights: bool = True,
         whole_gradients: bool = True,
         training: bool = True,
@@ -211,6 +214,8 @@ class Stage:
         )
         self.layout: _native.Layout = self.native.layout
         self.segments = segments_of(self.shape, self.layout, self.first_op, self.last_op)
+        self.part_elements = part_elements
+        self.parts = parts_of(self.layout, shards, part_elements)
         self._bind_buffers(training)
 
     def _bind_buffers(self, training: bool) -> None:
