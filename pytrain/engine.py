@@ -76,7 +76,11 @@ class Engine:
         self.stages, self.optimizer, self.groups = stages, optimizer, groups
         self.last_stage = max(stages) if groups.grid.pp_rank == groups.grid.pp - 1 else None
         self._loans = {number: optimizer.loans_of(stage) if optimizer else None for number, stage in stages.items()}
-        self._passes = {number: Passes(stage, groups.tp, self._loans[number]) for number, stage in stages.items()}
+        arrivals = {number: optimizer.arrivals_of(stage) if optimizer else None for number, stage in stages.items()}
+        self._passes = {
+            number: Passes(stage, groups.tp, self._loans[number], arrivals[number])
+            for number, stage in stages.items()
+        }
         self._crossing = {
             number: [_stream_buffer(stages[number]) for _ in range(count)]
             for number, count in (gradient_buffers or {}).items()

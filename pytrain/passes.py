@@ -52,12 +52,13 @@ class Passes:
         stage: whose.
         group: its tensor-parallel ranks.
         loans: where weights or gradients come from that are not whole at all times; None if all are.
+        arrivals: whole weights that may still be on their way after an update; None if they never are.
     """
 
-    def __init__(self, stage: Stage, group: Group, loans: Loans | None = None) -> None:
+    def __init__(self, stage: Stage, group: Group, loans: Loans | None = None, arrivals: Loans | None = None) -> None:
         self.stage = stage
         self.group = group
-        self.loans = loans
+        self.loans, self.arrivals = loans, arrivals
         self._sliced: WholeRows | None = sliced_ops(stage, group) if group.size > 1 else None
         # Slices stop at every op, in whatever parts each one's gradients travel: all sum the same tensors at the same
         # place, see `PartialSums`.
@@ -69,6 +70,8 @@ class Passes:
         stage = self.stage
         if self.loans is not None:
             self._forward_on_loan(slot, pass_, self.loans)
+        elif self.arrivals is not None and self.arrivals.arriving:
+            self._forward_on_loan(slot, pass_, self.arrivals)
         elif self._sliced is not None:
             self._sliced.forward(slot, stage.first_op, stage.last_op, pass_)
             stage.native.finish_forward(slot)
@@ -76,7 +79,7 @@ class Passes:
             stage.forward(slot, pass_)
 
     def _forward_on_loan(self, slot: int, pass_: str, loans: Loans) -> None:
-        """A segment at a time, since no more of the weights is there."""
+        """A segment at a time, since no more of the weights may be there."""
         stage = self.stage
         for segment, following in zip(stage.segments, (*stage.segments[1:], None), strict=True):
             # With one slice the head takes its gradients while it has the logits, that is in the forward pass.

@@ -207,7 +207,7 @@ class CollectedGradients:
 
 
 class Loans:
-    """What the passes of one stage borrow."""
+    """What the passes of one stage borrow; with neither of both, whole weights that they have to wait for."""
 
     def __init__(
         self, state: StageState, weights: GatheredWeights | None, gradients: CollectedGradients | None
@@ -216,7 +216,8 @@ class Loans:
 
     @contextmanager
     def segment(self, segment: Segment, following: Segment | None, fills: bool) -> Iterator[None]:
-        """Its weights are bound inside the block, and its gradients too if the ops add to them (`fills`)."""
+        """Its weights are there inside the block, and its gradients too if the ops add to them (`fills`)."""
+        self._state.settle(segment.reads)
         if fills and self._gradients is not None:
             self._gradients.open(self._state, segment)
         if self._weights is not None:
@@ -230,6 +231,11 @@ class Loans:
         if self._gradients is not None:
             self._gradients.close(self._state, bucket, ops)
         self.poll()
+
+    @property
+    def arriving(self) -> bool:
+        """Whether some of the stage's whole weights are still on their way."""
+        return self._state.arriving
 
     def poll(self) -> None:
         """Move on what travels."""

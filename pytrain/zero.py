@@ -81,6 +81,7 @@ class StageState:
             self._after[part.op].append(part)
         self._reducing: list[Handle] = []
         self._reduced: set[int] = set()  # ops whose gradients are summed, or on their way
+        self._arriving: defaultdict[int, list[Handle]] = defaultdict(list)  # by bucket, shards of its weights
 
     def _buffers(self, dtype: str, kind: str) -> list[_native.Buffer]:
         return [native().Buffer(self.stage.device, size, dtype, kind) for size in self.shard_sizes]
@@ -122,6 +123,11 @@ class StageState:
         """This rank's shard of a part in a buffer laid out like its shard of the bucket."""
         return slice(part.begin // self.shards, part.end // self.shards)
 
+    def lies_in(self, run: Run, part: Part) -> bool:
+        """Whether a run is of this rank's shard of a part."""
+        shard = self.in_shard(part)
+        return run.bucket == part.bucket and shard.start <= run.shard_begin < shard.stop
+
     def own_part(self, part: Part, whole: NDArray[Any]) -> NDArray[Any]:
         """This rank's shard of a part, padding included, of an array laid out like the bucket."""
         bounds = self.bounds(part)
@@ -159,13 +165,33 @@ class StageState:
         """All shards of a part, each from the rank that has it, in an array laid out like the bucket."""
         return self.groups.dp.start_all_gather(whole[part.in_bucket], self.bounds(part))
 
-    def gather_weights(self) -> None:
-        """Every shard of the weights from the rank that updates it, where whole weights stay in memory."""
-        if self.shards > 1 and not self.weight_shards:
-            weights = self.stage.weights
-            handles = [self.start_gather(part, weights[part.bucket].array) for part in self.stage.parts]
-            for handle in handles:
+    @property
+    def gathers(self) -> bool:
+        """Whether weights stay whole in memory, but each of their shards is updated by one rank alone."""
+        return self.shards > 1 and not self.weight_shards
+
+    @property
+    def arriving(self) -> bool:
+        """Whether weights are on their way, and what is in their place of no use."""
+        return bool(self._arriving)
+
+    def renew(self, part: Part) -> None:
+        """This rank's shard of a part was updated: begin to gather the others. `settle` waits for them."""
+        handle = self.start_gather(part, self.stage.weights[part.bucket].array)
+        self._arriving[part.bucket].append(handle)
+
+    def settle(self, buckets: Iterable[int] | None = None) -> None:
+        """Return when the weights of these buckets, by default of all, have arrived: before anybody reads them."""
+        for bucket in tuple(self._arriving) if buckets is None else buckets:
+            for handle in self._arriving.get(bucket, ()):
                 handle.wait()
+            self._arriving.pop(bucket, None)
+
+    def gather_weights(self) -> None:
+        """Every shard of the weights from the rank that has it, where whole weights stay in memory."""
+        for part in self.stage.parts if self.gathers else ():
+            self.renew(part)
+        self.settle()
 
     # --- gradients -----------------------------------------------------------------------------------
 

@@ -115,6 +115,7 @@ def step(case: dict[str, Any], world: Group) -> dict[str, Any]:
     source = samples if model.needs_tokens else None
     batches = replica_batches(source, model.groups, 0, config.micro_batches, MICRO_BATCH, LENGTH)
     model.engine.run(model.training_program, batches, learning_rate=1e-3)
+    model.optimizer.settle()
     history = len(pickle.dumps(groups["world"]._history))  # what the check of the sequence is about to send
     model.groups.world.check_sequence()
     stages = list(model.stages.values())
