@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pytrain.buckets import chunks
 from pytrain.native import native
 from pytrain.parallel import Groups
-from pytrain.passes import BucketReady, Passes
+from pytrain.passes import GradientsReady, Passes
 from pytrain.schedule import Action, Kind, Program, early_receives
 from pytrain.schedule.actions import WEIGHT_GRADIENT
 from pytrain.stage import Scalar, Stage
@@ -75,7 +76,11 @@ class Engine:
         self.stages, self.optimizer, self.groups = stages, optimizer, groups
         self.last_stage = max(stages) if groups.grid.pp_rank == groups.grid.pp - 1 else None
         self._loans = {number: optimizer.loans_of(stage) if optimizer else None for number, stage in stages.items()}
-        self._passes = {number: Passes(stage, groups.tp, self._loans[number]) for number, stage in stages.items()}
+        arrivals = {number: optimizer.arrivals_of(stage) if optimizer else None for number, stage in stages.items()}
+        self._passes = {
+            number: Passes(stage, groups.tp, self._loans[number], arrivals[number])
+            for number, stage in stages.items()
+        }
         self._crossing = {
             number: [_stream_buffer(stages[number]) for _ in range(count)]
             for number, count in (gradient_buffers or {}).items()
@@ -164,7 +169,7 @@ class Engine:
         assert action.microbatch is not None
         stage, passes = self.stages[action.stage], self._passes[action.stage]
         slot = action.microbatch % stage.native.slots if action.slot is None else action.slot
-        ready = self._bucket_ready(action.stage, final)
+        ready = self._gradients_ready(action.stage, final)
         key = (action.stage, action.microbatch)
         if action.kind is Kind.FORWARD:
             self._in_flight.add(key)
@@ -179,7 +184,7 @@ class Engine:
         if action.kind in WEIGHT_GRADIENT or pass_ == "evaluate":
             self._in_flight.remove(key)
 
-    def _backward(self, action: Action, slot: int, ready: BucketReady | None) -> None:
+    def _backward(self, action: Action, slot: int, ready: GradientsReady | None) -> None:
         """B or I: the gradient of what left the stage becomes that of what entered it."""
         stage, passes = self.stages[action.stage], self._passes[action.stage]
         crossing = None if action.gradient is None else self._crossing[action.stage][action.gradient].array
@@ -193,8 +198,8 @@ class Engine:
         if crossing is not None and action.stage > 0:
             stage.device.copy(crossing, stream)
 
-    def _bucket_ready(self, number: int, final: bool) -> BucketReady | None:
-        """Starts the reduction of a bucket while the rest of backward runs; a tied one waits for its other half.
+    def _gradients_ready(self, number: int, final: bool) -> GradientsReady | None:
+        """Starts the reduction of gradients while the rest of backward runs; a tied bucket waits for its other half.
 
         Whole gradients are reduced once, after the last micro-batch (`final`); borrowed ones whenever they come
         back.
@@ -207,9 +212,9 @@ class Engine:
         state = self.optimizer.state_of(stage)
         tied = _tied_bucket(stage) if self.groups.tied.size > 1 else None
 
-        def ready(bucket: int) -> None:
+        def ready(bucket: int, ops: range) -> None:
             if bucket != tied:
-                state.start_reduction(bucket)
+                state.start_reduction(ops)
             self.groups.world.poll()  # moves on what was started before
 
         return ready
@@ -229,7 +234,10 @@ class Engine:
             self._receives.pop(key).wait()
         elif action.kind is Kind.TIED:
             stage = self.stages[action.stage]
-            self.groups.tied.all_reduce(stage.gradient("embed.tokens"), stage.half)
+            gradient = stage.gradient("embed.tokens").reshape(-1)
+            parts = [gradient[chunk] for chunk in chunks(gradient.size, stage.part_elements)]
+            for handle in [self.groups.tied.start_all_reduce(part, stage.half) for part in parts]:
+                handle.wait()
         elif action.kind is Kind.REDUCE and self.optimizer is not None:
             self.optimizer.state_of(self.stages[action.stage]).reduce_all()
 

@@ -78,9 +78,9 @@ def rank_memory(plan: Plan, pp_rank: int, tp_rank: int) -> RankMemory:
         kinds["gradients"] += _gradient_elements(layout, stage) * ITEM_BYTES[policy.gradients]
         if policy.gradient_reduction != policy.gradients and config.parallel.dp > 1:
             size = ITEM_BYTES[policy.gradient_reduction]
-            kinds["staging"] += WIRE_BUFFERS * wire_elements(layout, stage.shards) * size
+            kinds["staging"] += WIRE_BUFFERS * wire_elements(layout, stage.shards, stage.part_elements) * size
         kinds["master"] += 0 if policy.master == policy.weights else shard * ITEM_BYTES[policy.master]
-        owned += owned_bytes(layout, policy, stage.shards)
+        owned += owned_bytes(layout, policy, stage.shards, stage.part_elements)
         kinds["optimizer"] += 2 * shard * ITEM_BYTES["fp32"]
         first, last = native().balanced(rows, stage.tp_rank, stage.tp_size) if stage.sequence_parallel else (0, rows)
         stream = (last - first) * config.model.hidden * ITEM_BYTES[policy.activations]

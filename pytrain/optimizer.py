@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pytrain.buckets import Part
 from pytrain.parallel import Groups
 from pytrain.residency import CollectedGradients, GatheredWeights, Loans
 from pytrain.stage import Scalar, Stage
-from pytrain.zero import StageState
+from pytrain.zero import Run, StageState
 
 if TYPE_CHECKING:
     from pytrain.config.run import OptimizerSection
@@ -35,20 +36,28 @@ class _Arrays:
     """What an update works on of one stage: views of buffers that stay where they are, made once."""
 
     def __init__(self, state: StageState) -> None:
-        self.stage = state.stage
+        self.state, self.stage = state, state.stage
         self.counted = [state.gradient_of(run) for run in state.runs if state.counts(run)]
         """Gradients of which this rank adds the squares."""
-        self.updated = [
-            (
-                state.weights_of(run),
-                state.master_of(run),
-                state.first[run.bucket].array[run.in_shard],
-                state.second[run.bucket].array[run.in_shard],
-                state.gradient_of(run),
-                run.spec.decay,
-            )
-            for run in state.runs
-        ]
+        self.updated: list[tuple[Part | None, list[Any]]] = [(None, [_updated(state, run) for run in state.runs])]
+        """What is updated at once: where weights are gathered a part, in the order in which forward needs them."""
+        if state.gathers:
+            self.updated = [
+                (part, [_updated(state, run) for run in state.runs if state.lies_in(run, part)])
+                for part in self.stage.parts
+            ]
+
+
+def _updated(state: StageState, run: Run) -> tuple[Any, ...]:
+    """Weights, master, moments and gradient of a run, and whether it decays."""
+    return (
+        state.weights_of(run),
+        state.master_of(run),
+        state.first[run.bucket].array[run.in_shard],
+        state.second[run.bucket].array[run.in_shard],
+        state.gradient_of(run),
+        run.spec.decay,
+    )
 
 
 class AdamW:
@@ -81,6 +90,16 @@ class AdamW:
             return None
         return Loans(self.state_of(stage), self._weights, self._gradients)
 
+    def arrivals_of(self, stage: Stage) -> Loans | None:
+        """What a pass has to wait for after an update that gathers weights; None if no update does."""
+        state = self.state_of(stage)
+        return Loans(state, None, None) if state.gathers else None
+
+    def settle(self) -> None:
+        """Return when all weights are there that the last update gathers: before anybody but a pass reads them."""
+        for state in self.states:
+            state.settle()
+
     def initialise(self, seed: int) -> None:
         """Draw the initial weights into the master, and round the weights from it."""
         for state in self.states:
@@ -94,11 +113,15 @@ class AdamW:
     def update(self, learning_rate: float, loss_scale: float = 1.0) -> UpdateResult:
         """Clip by the global norm and take one step; after a gradient that is not finite nothing has changed.
 
+        Whole weights of which this rank updates a shard may still be on their way when this returns: a pass waits
+        for what it needs, and `settle` for all.
+
         Args:
             learning_rate: of this step.
             loss_scale: what the gradients were multiplied with.
         """
         self.native_seconds = 0.0
+        self._timed(self.settle)
         self._timed(self._finish_reductions)
         self._sum[:] = 0.0
         for arrays in self._arrays:
@@ -109,7 +132,8 @@ class AdamW:
         count = self.updates + 1
         for arrays in self._arrays:
             self._update_stage(arrays, scalars, learning_rate, count)
-        self._timed(self._renew_weights)
+        if self._weights is not None:
+            self._timed(self._weights.forget)
         finite = bool(scalars[Scalar.FINITE])
         if finite:
             self.updates = count
@@ -121,19 +145,11 @@ class AdamW:
         for state in self.states:
             state.finish_reduction()
 
-    def _renew_weights(self) -> None:
-        """What lies about of the weights before the update gives way to those after it."""
-        if self._weights is not None:
-            self._weights.forget()
-        for state in self.states:
-            state.gather_weights()
-
     def _update_stage(self, arrays: _Arrays, scalars: NDArray[np.float64], learning_rate: float, count: int) -> None:
         settings, stage = self.settings, arrays.stage
         update = partial(
             stage.device.adamw_each,
-            arrays.updated,
-            scalars,
+            scalars=scalars,
             beta1=settings.beta1,
             beta2=settings.beta2,
             eps=settings.eps,
@@ -142,7 +158,12 @@ class AdamW:
             decay=learning_rate * settings.weight_decay,
             half=stage.half,
         )
-        self._timed(update)
+        for part, updated in arrays.updated:
+            if updated:
+                self._timed(partial(update, updated))
+            if part is not None:
+                self._timed(partial(arrays.state.renew, part))
+                self._timed(self.groups.world.poll)
 
     def _timed(self, call: Callable[[], object]) -> None:
         started = time.perf_counter()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytrain import _native
-    from pytrain.collectives import Group
+    from pytrain.collectives import Group, Handle
     from pytrain.parallel import Groups
     from pytrain.stage import Stage
 
@@ -24,15 +26,28 @@ def summing_group(stage: Stage, spec: _native.TensorSpec, groups: Groups) -> Gro
     return None
 
 
-def sum_partial(stage: Stage, bucket: int, gradients: _native.Buffer, groups: Groups) -> None:
-    """Make the gradients of a bucket, in a buffer laid out like it, whole before they are reduced over replicas.
+class PartialSums:
+    """Makes the gradients of one stage whole before they are reduced over replicas.
 
-    All tensor-parallel ranks call this for the same buckets in the same order, and get the same bits.
+    All tensor-parallel ranks start the sums of the same ops in the same order, whatever parts their buckets are cut
+    in, and get the same bits.
     """
-    summing = [
-        group.start_all_reduce(stage.slice_of(gradients, spec), stage.half)
-        for spec in stage.layout.tensors
-        if spec.bucket == bucket and (group := summing_group(stage, spec, groups)) is not None
-    ]
-    for handle in summing:
-        handle.wait()
+
+    def __init__(self, stage: Stage, groups: Groups) -> None:
+        self._stage = stage
+        self._of_op: defaultdict[int, list[tuple[_native.TensorSpec, Group]]] = defaultdict(list)
+        for spec in stage.layout.tensors:
+            if (group := summing_group(stage, spec, groups)) is not None:
+                self._of_op[spec.op].append((spec, group))
+        self._travelling: defaultdict[int, list[Handle]] = defaultdict(list)
+
+    def start(self, op: int, buffer_of: Callable[[int], _native.Buffer]) -> None:
+        """Backward has done an op: sum the gradients of its tensors, which lie in `buffer_of(bucket)`."""
+        for spec, group in self._of_op.get(op, ()):
+            array = self._stage.slice_of(buffer_of(spec.bucket), spec)
+            self._travelling[spec.bucket].append(group.start_all_reduce(array, self._stage.half))
+
+    def finish(self, bucket: int) -> None:
+        """Return when the sums that were started in a bucket are done."""
+        for handle in self._travelling.pop(bucket, ()):
+            handle.wait()

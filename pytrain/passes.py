@@ -28,8 +28,9 @@ step the gradients of replicated tensors are summed over the ranks (`pytrain.par
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pytrain.slices import WholeRows, sliced_ops
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
     from pytrain.residency import Loans
     from pytrain.stage import Segment, Stage
 
-BucketReady = Callable[[int], None]
-"""Called with the index of a bucket once all of its gradients of this micro-batch are there."""
+GradientsReady = Callable[[int, range], None]
+"""Called with the index of a bucket and some ops once all that they add to it in this micro-batch is there; of a pass
+all ops, the last ones first."""
 
 
 class Passes:
@@ -50,19 +52,26 @@ class Passes:
         stage: whose.
         group: its tensor-parallel ranks.
         loans: where weights or gradients come from that are not whole at all times; None if all are.
+        arrivals: whole weights that may still be on their way after an update; None if they never are.
     """
 
-    def __init__(self, stage: Stage, group: Group, loans: Loans | None = None) -> None:
+    def __init__(self, stage: Stage, group: Group, loans: Loans | None = None, arrivals: Loans | None = None) -> None:
         self.stage = stage
         self.group = group
-        self.loans = loans
+        self.loans, self.arrivals = loans, arrivals
         self._sliced: WholeRows | None = sliced_ops(stage, group) if group.size > 1 else None
+        # Slices stop at every op, in whatever parts each one's gradients travel: all sum the same tensors at the same
+        # place, see `PartialSums`.
+        ops = range(stage.first_op, stage.last_op)
+        self._cuts = frozenset(part.op for part in stage.parts) if self._sliced is None else frozenset(ops)
 
     def forward(self, slot: int, pass_: str) -> None:
         """All ops of the stage; `pass_` is "train" or "evaluate"."""
         stage = self.stage
         if self.loans is not None:
             self._forward_on_loan(slot, pass_, self.loans)
+        elif self.arrivals is not None and self.arrivals.arriving:
+            self._forward_on_loan(slot, pass_, self.arrivals)
         elif self._sliced is not None:
             self._sliced.forward(slot, stage.first_op, stage.last_op, pass_)
             stage.native.finish_forward(slot)
@@ -70,7 +79,7 @@ class Passes:
             stage.forward(slot, pass_)
 
     def _forward_on_loan(self, slot: int, pass_: str, loans: Loans) -> None:
-        """A segment at a time, since no more of the weights is there."""
+        """A segment at a time, since no more of the weights may be there."""
         stage = self.stage
         for segment, following in zip(stage.segments, (*stage.segments[1:], None), strict=True):
             # With one slice the head takes its gradients while it has the logits, that is in the forward pass.
@@ -84,25 +93,32 @@ class Passes:
                     stage.native.forward(slot, op, op + 1, pass_)
                     loans.poll()
 
-    def backward(self, slot: int, bucket_ready: BucketReady | None = None) -> None:
+    def backward(self, slot: int, ready: GradientsReady | None = None) -> None:
         """All ops in reverse, each weight gradient straight after its input gradient."""
         stage, loans = self.stage, self.loans
-        if self._sliced is None and bucket_ready is None and loans is None:
+        if self._sliced is None and ready is None and loans is None:
             stage.backward(slot)
             return
         segments = stage.segments
         for segment, following in zip(reversed(segments), (*reversed(segments[:-1]), None), strict=True):
             with nullcontext() if loans is None else loans.segment(segment, following, fills=True):
-                self._backward_ops(slot, segment)
-            if bucket_ready is not None:
-                bucket_ready(segment.bucket)
+                for ops in self._spans(segment):
+                    self._backward_ops(slot, ops)
+                    if ready is not None:
+                        ready(segment.bucket, ops)
 
-    def _backward_ops(self, slot: int, segment: Segment) -> None:
+    def _spans(self, segment: Segment) -> Iterator[range]:
+        """The ops of a segment, the last ones first, cut where gradients may travel."""
+        inner = (op for op in range(segment.first_op + 1, segment.last_op) if op in self._cuts)
+        edges = (segment.first_op, *inner, segment.last_op)
+        return (range(begin, end) for begin, end in reversed(tuple(pairwise(edges))))
+
+    def _backward_ops(self, slot: int, ops: range) -> None:
         native = self._sliced or self.stage.native
         if self.loans is None or self._sliced is not None:
-            native.backward(slot, segment.first_op, segment.last_op)
+            native.backward(slot, ops.start, ops.stop)
             return
-        for op in reversed(range(segment.first_op, segment.last_op)):
+        for op in reversed(ops):
             native.backward(slot, op, op + 1)
             self.loans.poll()
 
@@ -111,9 +127,10 @@ class Passes:
         stage = self.stage
         (self._sliced or stage.native).backward_input(slot, stage.first_op, stage.last_op)
 
-    def backward_weight(self, slot: int, bucket_ready: BucketReady | None = None) -> None:
+    def backward_weight(self, slot: int, ready: GradientsReady | None = None) -> None:
         """Weight gradients of all ops in reverse."""
         for segment in reversed(self.stage.segments):
-            (self._sliced or self.stage.native).backward_weight(slot, segment.first_op, segment.last_op)
-            if bucket_ready is not None:
-                bucket_ready(segment.bucket)
+            for ops in self._spans(segment):
+                (self._sliced or self.stage.native).backward_weight(slot, ops.start, ops.stop)
+                if ready is not None:
+                    ready(segment.bucket, ops)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from pytrain.buckets import largest_part, part_elements
 from pytrain.checkpoint.pieces import ITEM_BYTES
 from pytrain.collectives.device_memory import STAGED_OPERATIONS, Pinned
 from pytrain.native import native
@@ -66,7 +67,7 @@ def _largest(config: RunConfig, layout: _native.Layout, shards: int, tp_rank: in
     stream = rows * hidden * ITEM_BYTES[policy.activations]
     first, last = native().balanced(rows, tp_rank, tp) if sequence_parallel else (0, rows)
     item = ITEM_BYTES[policy.gradients]
-    bucket = max(layout.shard_elements(index, shards) for index in range(len(layout.buckets))) * shards
+    limit = part_elements(config)
     travelling = ITEM_BYTES[policy.gradient_reduction]
     if shards > 1:
         travelling = max(travelling, ITEM_BYTES[policy.weights])  # which are gathered after an update, or for use
@@ -78,11 +79,11 @@ def _largest(config: RunConfig, layout: _native.Layout, shards: int, tp_rank: in
     ]
     embedding = layout.find("embed.tokens")
     return {
-        "dp": bucket * travelling,
+        "dp": largest_part(layout, shards, limit) * travelling,
         "tp": max([stream, tp * rows * STATISTICS * ITEM_BYTES["fp32"], *(n * item for n in partial)]),
         "pp": (last - first) * hidden * ITEM_BYTES[policy.activations],
         "kv": max(shared, default=0) * item,
-        "tied": 0 if embedding < 0 else layout.tensors[embedding].elements * item,
+        "tied": 0 if embedding < 0 else min(layout.tensors[embedding].elements, limit) * item,
     }
 
 

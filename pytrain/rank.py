@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytrain.buckets import part_elements
 from pytrain.engine import Engine
 from pytrain.errors import UserError
 from pytrain.flops import forward_flops
@@ -42,7 +43,9 @@ class StagePlan:
     """Buffers for gradients that cross to other stages."""
     recompute: str
     shards: int
-    """Parts that each bucket is cut in by ZeRO."""
+    """That each bucket is cut in by ZeRO."""
+    part_elements: int
+    """Of a bucket, at most, that travel at once."""
     zero: int
     """What lies as shards: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
     defer_weight: bool
@@ -94,6 +97,7 @@ class Plan:
                     self.training.gradient_buffers[number],
                     config.recompute.of_stage(pp_rank),
                     parallel.dp if parallel.zero else 1,
+                    part_elements(config),
                     zero,
                     defer_weight,
                     parallel.sequence_parallel,
@@ -189,6 +193,7 @@ class RankModel:
             tp_size=plan.tp_size,
             slots=plan.slots if self.training else plan.evaluation_slots,
             shards=plan.shards,
+            part_elements=plan.part_elements,
             training=self.training,
             whole_weights=plan.zero < 3 or not self.training,
             whole_gradients=plan.zero < 2,

@@ -1,10 +1,11 @@
 """Whole buckets on loan: what ZeRO-2 and ZeRO-3 keep as shards is whole only while a pass needs it.
 
 Weights (ZeRO-3) are gathered into one of two buffers: while a layer is computed, the next one arrives in the other.
-Gradients (ZeRO-2 and 3) of a bucket are opened before the ops that add to them, and closed after: they travel, and
-this rank's part is added to its shard. Per step of m micro-batches and n replicas a rank sends (n-1)/n of the
-gradients m times, and with ZeRO-3 (n-1)/n of the weights up to 2 m times. What was gathered last stays until its
-buffer is wanted, so that a backward pass which follows its forward finds the last layer there.
+Gradients (ZeRO-2 and 3) of a bucket are opened before the ops that add to them, and closed after: its parts travel
+as they become whole, and this rank's shard of each is added to what it keeps. Per step of m micro-batches and n
+replicas a rank sends (n-1)/n of the gradients m times, and with ZeRO-3 (n-1)/n of the weights up to 2 m times. What
+was gathered last stays until its buffer is wanted, so that a backward pass which follows its forward finds the last
+layer there.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from pytrain.buckets import Part
 from pytrain.native import native
-from pytrain.partial_gradients import sum_partial
 from pytrain.stage import Segment
 from pytrain.zero import StageState
 
@@ -99,8 +100,8 @@ class GatheredWeights:
         place = self._fetch(state, segment)
         place.wait()
         place.held = True
-        for bucket, part in self._parts(state, segment, place):
-            state.stage.native.bind_weights(bucket, part.ctypes.data)
+        for bucket, array in self._arrays(state, segment, place):
+            state.stage.native.bind_weights(bucket, array.ctypes.data)
         if following is not None:
             self._fetch(state, following)
 
@@ -130,21 +131,22 @@ class GatheredWeights:
         self._buffers.append(place)
         place.wait()
         place.key = key
-        for bucket, part in self._parts(state, segment, place):
-            state.own_part(bucket, part)[:] = state.own_weights(bucket)
-            place.arriving.append(state.groups.dp.start_all_gather(part, state.bounds(bucket)))
+        for bucket, array in self._arrays(state, segment, place):
+            for part in state.parts_of(bucket):
+                state.own_part(part, array)[:] = state.own_weights(part)
+                place.arriving.append(state.start_gather(part, array))
         return place
 
     @staticmethod
-    def _parts(state: StageState, segment: Segment, place: _WeightBuffer) -> Iterator[tuple[int, NDArray[Any]]]:
+    def _arrays(state: StageState, segment: Segment, place: _WeightBuffer) -> Iterator[tuple[int, NDArray[Any]]]:
         begins, _ = _extent(state.stage.layout, segment, state.shards)
         for bucket, begin in zip(segment.reads, begins, strict=True):
-            yield bucket, place.buffer.array[begin : begin + state.bounds(bucket)[-1]]
+            yield bucket, place.buffer.array[begin : begin + state.whole_elements(bucket)]
 
 
 class _Travelling(NamedTuple):
     state: StageState
-    bucket: int
+    part: Part
     buffer: _native.Buffer
     handle: Handle
 
@@ -173,18 +175,21 @@ class CollectedGradients:
             while not free:
                 self._settle()
             buffer = free.pop(0)
-            elements = state.bounds(bucket)[-1]
+            elements = state.whole_elements(bucket)
             state.stage.device.fill(buffer.array[:elements], 0.0, state.stage.half)
             state.stage.native.bind_gradients(bucket, buffer.address)
             self._open[state, bucket] = buffer
 
-    def close(self, state: StageState, bucket: int) -> None:
-        """All that this micro-batch adds to the bucket is there: send it on its way."""
-        buffer = self._open.pop((state, bucket))
-        state.stage.native.bind_gradients(bucket, 0)
-        sum_partial(state.stage, bucket, buffer, state.groups)
-        handle = state.start_sum(bucket, buffer.array[: state.bounds(bucket)[-1]])
-        self._travelling.append(_Travelling(state, bucket, buffer, handle))
+    def close(self, state: StageState, bucket: int, ops: range) -> None:
+        """All that these ops add to the bucket in this micro-batch is there: send on its way what is whole."""
+        buffer = self._open[state, bucket]
+        for op in reversed(ops):
+            for part in state.ready_parts(op, lambda _: buffer):
+                handle = state.start_sum(part, buffer.array)
+                self._travelling.append(_Travelling(state, part, buffer, handle))
+                if part.first:
+                    state.stage.native.bind_gradients(bucket, 0)
+                    del self._open[state, bucket]
 
     def finish(self) -> None:
         """Return when every shard has all of its gradients."""
@@ -192,17 +197,17 @@ class CollectedGradients:
             self._settle()
 
     def _settle(self) -> None:
-        """Wait for the bucket that was sent first, and add its part to the shard: in the order of the program."""
-        state, bucket, buffer, handle = self._travelling.popleft()
+        """Wait for what was sent first, and add this rank's shard of it: in the order of the program."""
+        state, part, buffer, handle = self._travelling.popleft()
         handle.wait()
-        state.stage.device.add(
-            state.gradient_shards[bucket].array, state.own_part(bucket, buffer.array), state.stage.half
-        )
-        (self._tied if bucket == _tied_bucket(state.stage.segments) else self._free).append(buffer)
+        sums = state.gradient_shards[part.bucket].array[state.in_shard(part)]
+        state.stage.device.add(sums, state.own_part(part, buffer.array), state.stage.half)
+        if part.first:  # what was sent before it has been taken out of the buffer, too
+            (self._tied if part.bucket == _tied_bucket(state.stage.segments) else self._free).append(buffer)
 
 
 class Loans:
-    """What the passes of one stage borrow."""
+    """What the passes of one stage borrow; with neither of both, whole weights that they have to wait for."""
 
     def __init__(
         self, state: StageState, weights: GatheredWeights | None, gradients: CollectedGradients | None
@@ -211,7 +216,8 @@ class Loans:
 
     @contextmanager
     def segment(self, segment: Segment, following: Segment | None, fills: bool) -> Iterator[None]:
-        """Its weights are bound inside the block, and its gradients too if the ops add to them (`fills`)."""
+        """Its weights are there inside the block, and its gradients too if the ops add to them (`fills`)."""
+        self._state.settle(segment.reads)
         if fills and self._gradients is not None:
             self._gradients.open(self._state, segment)
         if self._weights is not None:
@@ -220,11 +226,16 @@ class Loans:
         if self._weights is not None:
             self._weights.release(self._state, segment)
 
-    def close(self, bucket: int) -> None:
-        """The bucket has all gradients of this micro-batch."""
+    def close(self, bucket: int, ops: range) -> None:
+        """The bucket has all gradients of these ops of this micro-batch."""
         if self._gradients is not None:
-            self._gradients.close(self._state, bucket)
+            self._gradients.close(self._state, bucket, ops)
         self.poll()
+
+    @property
+    def arriving(self) -> bool:
+        """Whether some of the stage's whole weights are still on their way."""
+        return self._state.arriving
 
     def poll(self) -> None:
         """Move on what travels."""

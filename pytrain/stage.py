@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pytrain.buckets import parts_of
 from pytrain.native import native
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ class Stage:
         tp_size: how many slices there are.
         sequence_parallel: whether slices hold their rows of the residual stream instead of all.
         slots: micro-batches that may be between forward and backward at once.
-        shards: parts of equal size that each bucket is cut in; buffers are padded to a multiple of it.
+        shards: of equal size that each bucket is cut in; buffers are padded to a multiple of it.
+        part_elements: of a bucket, at most, that travel at once; 0 for whole buckets.
         whole_weights: False leaves it to the caller to bind weights before ops that need them.
         whole_gradients: the same of gradients.
         training: False keeps no gradients and no activations, and only evaluates.
@@ -175,6 +177,7 @@ class Stage:
         sequence_parallel: bool = False,
         slots: int = 1,
         shards: int = 1,
+        part_elements: int = 0,
         whole_weights: bool = True,
         whole_gradients: bool = True,
         training: bool = True,
@@ -211,14 +214,22 @@ class Stage:
         )
         self.layout: _native.Layout = self.native.layout
         self.segments = segments_of(self.shape, self.layout, self.first_op, self.last_op)
-        sizes = [self.layout.shard_elements(bucket, shards) * shards for bucket in range(len(self.layout.buckets))]
+        self.part_elements = part_elements
+        self.parts = parts_of(self.layout, shards, part_elements)
+        self._bind_buffers(training)
+
+    def _bind_buffers(self, training: bool) -> None:
+        """Take weights and gradients, where the stage holds them whole, and let the ops know."""
+        layout, policy, take = self.layout, self.policy, native().Buffer
+        buckets = range(len(layout.buckets))
+        sizes = [layout.shard_elements(bucket, self.shards) * self.shards for bucket in buckets]
         self.weights: list[_native.Buffer] = [
-            native().Buffer(device, size, policy.weights, "weights") for size in sizes if whole_weights
+            take(self.device, size, policy.weights, "weights") for size in sizes if self.whole_weights
         ]
         self.gradients: list[_native.Buffer] = [
-            self.native.gradient_buffer(index) or native().Buffer(device, size, policy.gradients, "gradients")
+            self.native.gradient_buffer(index) or take(self.device, size, policy.gradients, "gradients")
             for index, size in enumerate(sizes)
-            if training and whole_gradients
+            if training and self.whole_gradients
         ]
         for index, buffer in enumerate(self.weights):
             self.native.bind_weights(index, buffer.address)

@@ -148,6 +148,8 @@ class Trainer:
     ) -> None:
         if error is not None:
             self.saver.abandon()
+        else:
+            self.optimizer.settle()  # other ranks may still wait for what this one sends
         self.close()
 
     def close(self) -> None:
@@ -304,6 +306,7 @@ class Trainer:
         All ranks of the first replica call it together.
         """
         model = self.config.model
+        self.optimizer.settle()
         if self._generator is None:
             self._generator = Generator(
                 self.device,
@@ -347,6 +350,7 @@ class Trainer:
         Raises:
             UserError: on all ranks, where one could not write; also where the save before this one failed.
         """
+        self.optimizer.settle()
         state: dict[str, Any] = {
             "samples": self.samples,
             "tokens": self.tokens,

@@ -77,13 +77,13 @@ def _piece(
     return TensorPiece(f"{bucket}.{kind}", spec.name + suffix, dtype, spec.shape, first, data)
 
 
-def owned_bytes(layout: _native.Layout, policy: _native.Policy, shards: int) -> int:
+def owned_bytes(layout: _native.Layout, policy: _native.Policy, shards: int, part_elements: int) -> int:
     """Bytes of `owned_pieces` of a stage in the first replica, without its memory."""
     states = [policy.weights, "fp32", "fp32", *([policy.master] if policy.master != policy.weights else [])]
     elements = sum(
         piece.end - piece.begin
         for bucket in range(len(layout.buckets))
-        for piece in layout.pieces(bucket, 0, shards)
+        for piece in layout.pieces(bucket, 0, shards, part_elements)
         if layout.tensors[piece.tensor].owner
     )
     return elements * sum(ITEM_BYTES[dtype] for dtype in states)

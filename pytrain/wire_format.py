@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from pytrain.buckets import largest_part
 from pytrain.native import native
 
 if TYPE_CHECKING:
     from pytrain import _native
     from pytrain.collectives import Handle
 
-WIRE_BUFFERS = 2  # buckets of one stage that travel at a time
+WIRE_BUFFERS = 2  # parts of buckets of one stage that travel at a time
 
 
-def wire_elements(layout: _native.Layout, shards: int) -> int:
-    """Elements of each buffer that buckets of this stage travel in."""
-    return max(layout.shard_elements(bucket, shards) * shards for bucket in range(len(layout.buckets)))
+def wire_elements(layout: _native.Layout, shards: int, limit: int) -> int:
+    """Elements of each buffer that parts, of at most `limit` elements, of this stage's buckets travel in."""
+    return largest_part(layout, shards, limit)
 
 
 class _Converted:
@@ -48,7 +49,7 @@ class WireFormat:
     Args:
         device: where they lie.
         stored, wire: their formats; at most one 16-bit type between them.
-        elements: of the largest bucket, padding included.
+        elements: of the largest part of a bucket, padding included.
     """
 
     def __init__(self, device: _native.Device, stored: str, wire: str, elements: int) -> None:

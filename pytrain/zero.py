@@ -1,18 +1,22 @@
 """Who holds which part of optimizer state, gradients and weights: ZeRO (arXiv 1910.02054), stages 0 to 3.
 
-Every bucket is cut in as many shards as there are replicas. Stage 1 shards master and moments, stage 2 gradients
-too, stage 3 also weights. What is a shard at rest is whole only around its use: `residency.py` lends the buffers.
+Every part of a bucket (see `pytrain.buckets`) is cut in as many shards as there are replicas, and a rank keeps its
+shards of a bucket's parts one after the other. Stage 1 shards master and moments, stage 2 gradients too, stage 3 also
+weights. What is a shard at rest is whole only around its use: `residency.py` lends the buffers.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from pytrain.buckets import Part
 from pytrain.native import native
 from pytrain.parallel import Groups
-from pytrain.partial_gradients import sum_partial
+from pytrain.partial_gradients import PartialSums
 from pytrain.stage import Stage
 from pytrain.wire_format import WireFormat, wire_elements
 
@@ -60,7 +64,7 @@ class StageState:
         self.runs = [
             Run(layout.tensors[piece.tensor], bucket, piece.begin, piece.end, piece.shard_offset)
             for bucket in buckets
-            for piece in layout.pieces(bucket, self.shard, self.shards)
+            for piece in layout.pieces(bucket, self.shard, self.shards, stage.part_elements)
         ]
         self.has_master = policy.master != policy.weights
         self.master = self._buffers(policy.master, "master") if self.has_master else []
@@ -69,9 +73,15 @@ class StageState:
         self.weight_shards = [] if stage.whole_weights else self._buffers(policy.weights, "weights")
         self.gradient_shards = [] if stage.whole_gradients else self._buffers(policy.gradients, "gradients")
         travel_as = policy.gradient_reduction if groups.dp.size > 1 else policy.gradients
-        self.wire = WireFormat(stage.device, policy.gradients, travel_as, wire_elements(layout, self.shards))
+        elements = wire_elements(layout, self.shards, stage.part_elements)
+        self.wire = WireFormat(stage.device, policy.gradients, travel_as, elements)
+        self._partial = PartialSums(stage, groups)
+        self._after: defaultdict[int, list[Part]] = defaultdict(list)  # parts that are whole after an op's backward
+        for part in reversed(stage.parts):
+            self._after[part.op].append(part)
         self._reducing: list[Handle] = []
-        self._reduced: set[int] = set()
+        self._reduced: set[int] = set()  # ops whose gradients are summed, or on their way
+        self._arriving: defaultdict[int, list[Handle]] = defaultdict(list)  # by bucket, shards of its weights
 
     def _buffers(self, dtype: str, kind: str) -> list[_native.Buffer]:
         return [native().Buffer(self.stage.device, size, dtype, kind) for size in self.shard_sizes]
@@ -96,21 +106,38 @@ class StageState:
         """What the update works on."""
         return self.master[run.bucket].array[run.in_shard] if self.has_master else self.weights_of(run)
 
-    def own_part(self, bucket: int, whole: NDArray[Any]) -> NDArray[Any]:
-        """This rank's shard of an array laid out like the bucket, padding included."""
-        size = self.shard_sizes[bucket]
-        return whole[self.shard * size : (self.shard + 1) * size]
+    def parts_of(self, bucket: int) -> list[Part]:
+        """The parts of a bucket, in the order of memory."""
+        return [part for part in self.stage.parts if part.bucket == bucket]
 
-    def bounds(self, bucket: int) -> list[int]:
-        """Where the shards of a bucket begin, and where the last one ends."""
-        size = self.shard_sizes[bucket]
+    def whole_elements(self, bucket: int) -> int:
+        """Of a buffer laid out like the bucket, padding included."""
+        return self.shard_sizes[bucket] * self.shards
+
+    def bounds(self, part: Part) -> list[int]:
+        """Where the shards of a part begin, counted in the part, and where the last one ends."""
+        size = (part.end - part.begin) // self.shards
         return [shard * size for shard in range(self.shards + 1)]
 
-    def own_weights(self, bucket: int) -> NDArray[Any]:
-        """This rank's shard of the weights of a bucket."""
+    def in_shard(self, part: Part) -> slice:
+        """This rank's shard of a part in a buffer laid out like its shard of the bucket."""
+        return slice(part.begin // self.shards, part.end // self.shards)
+
+    def lies_in(self, run: Run, part: Part) -> bool:
+        """Whether a run is of this rank's shard of a part."""
+        shard = self.in_shard(part)
+        return run.bucket == part.bucket and shard.start <= run.shard_begin < shard.stop
+
+    def own_part(self, part: Part, whole: NDArray[Any]) -> NDArray[Any]:
+        """This rank's shard of a part, padding included, of an array laid out like the bucket."""
+        bounds = self.bounds(part)
+        return whole[part.in_bucket][bounds[self.shard] : bounds[self.shard + 1]]
+
+    def own_weights(self, part: Part) -> NDArray[Any]:
+        """This rank's shard of the weights of a part."""
         if self.weight_shards:
-            return self.weight_shards[bucket].array
-        return self.own_part(bucket, self.stage.weights[bucket].array)
+            return self.weight_shards[part.bucket].array[self.in_shard(part)]
+        return self.own_part(part, self.stage.weights[part.bucket].array)
 
     def initialise(self, seed: int) -> None:
         """Draw the initial weights into the master, and round the weights from it."""
@@ -124,23 +151,47 @@ class StageState:
 
     def round_weights(self) -> None:
         """Weights from the master, where they are two things."""
-        for bucket, master in enumerate(self.master):
-            self.stage.device.convert(self.own_weights(bucket), master.array, self.stage.half)
+        for part in self.stage.parts if self.has_master else ():
+            master = self.master[part.bucket].array[self.in_shard(part)]
+            self.stage.device.convert(self.own_weights(part), master, self.stage.half)
 
     def adopt_weights(self) -> None:
         """Master from the weights, where a checkpoint had weights alone."""
-        for bucket, master in enumerate(self.master):
-            self.stage.device.convert(master.array, self.own_weights(bucket), self.stage.half)
+        for part in self.stage.parts if self.has_master else ():
+            master = self.master[part.bucket].array[self.in_shard(part)]
+            self.stage.device.convert(master, self.own_weights(part), self.stage.half)
+
+    def start_gather(self, part: Part, whole: NDArray[Any]) -> Handle:
+        """All shards of a part, each from the rank that has it, in an array laid out like the bucket."""
+        return self.groups.dp.start_all_gather(whole[part.in_bucket], self.bounds(part))
+
+    @property
+    def gathers(self) -> bool:
+        """Whether weights stay whole in memory, but each of their shards is updated by one rank alone."""
+        return self.shards > 1 and not self.weight_shards
+
+    @property
+    def arriving(self) -> bool:
+        """Whether weights are on their way, and what is in their place of no use."""
+        return bool(self._arriving)
+
+    def renew(self, part: Part) -> None:
+        """This rank's shard of a part was updated: begin to gather the others. `settle` waits for them."""
+        handle = self.start_gather(part, self.stage.weights[part.bucket].array)
+        self._arriving[part.bucket].append(handle)
+
+    def settle(self, buckets: Iterable[int] | None = None) -> None:
+        """Return when the weights of these buckets, by default of all, have arrived: before anybody reads them."""
+        for bucket in tuple(self._arriving) if buckets is None else buckets:
+            for handle in self._arriving.get(bucket, ()):
+                handle.wait()
+            self._arriving.pop(bucket, None)
 
     def gather_weights(self) -> None:
-        """Every shard of the weights from the rank that updates it, where whole weights stay in memory."""
-        if self.shards > 1 and not self.weight_shards:
-            handles = [
-                self.groups.dp.start_all_gather(buffer.array, self.bounds(bucket))
-                for bucket, buffer in enumerate(self.stage.weights)
-            ]
-            for handle in handles:
-                handle.wait()
+        """Every shard of the weights from the rank that has it, where whole weights stay in memory."""
+        for part in self.stage.parts if self.gathers else ():
+            self.renew(part)
+        self.settle()
 
     # --- gradients -----------------------------------------------------------------------------------
 
@@ -151,29 +202,41 @@ class StageState:
         for buffer in self.gradient_shards:
             self.stage.device.fill(buffer.array, 0.0, self.stage.half)
 
-    def start_reduction(self, bucket: int) -> None:
-        """Sum the gradients of a bucket over the data-parallel group; `finish_reduction` waits for it."""
-        if self.gradient_shards or bucket in self._reduced:
-            return  # shards are summed as the buckets come back from the passes
-        self._reduced.add(bucket)
-        gradients = self.stage.gradients[bucket]
-        sum_partial(self.stage, bucket, gradients, self.groups)
-        if self.groups.dp.size > 1:
-            self._reducing.append(self.start_sum(bucket, gradients.array))
+    def ready_parts(self, op: int, buffer_of: Callable[[int], _native.Buffer]) -> Iterable[Part]:
+        """Backward has done an op on gradients in `buffer_of(bucket)`: the parts that this makes whole.
 
-    def start_sum(self, bucket: int, whole: NDArray[Any]) -> Handle:
-        """Sum an array laid out like the bucket over the replicas; with several shards, this rank's alone."""
-        dp, half = self.groups.dp, self.wire.half
+        The gradients of which tensor-parallel ranks have parts are summed before they are given.
+        """
+        self._partial.start(op, buffer_of)
+        for part in self._after.get(op, ()):
+            self._partial.finish(part.bucket)
+            yield part
+
+    def start_reduction(self, ops: range) -> None:
+        """Backward has done these ops: sum what is whole over the replicas; `finish_reduction` waits for it."""
+        if self.gradient_shards:
+            return  # shards are summed as the buckets come back from the passes
+        gradients = self.stage.gradients
+        for op in reversed(ops):
+            if op in self._reduced:
+                continue
+            self._reduced.add(op)
+            for part in self.ready_parts(op, gradients.__getitem__):
+                if self.groups.dp.size > 1:
+                    self._reducing.append(self.start_sum(part, gradients[part.bucket].array))
+
+    def start_sum(self, part: Part, whole: NDArray[Any]) -> Handle:
+        """Sum a part of an array laid out like its bucket over the replicas; with shards, this rank's alone."""
+        dp, half, array = self.groups.dp, self.wire.half, whole[part.in_bucket]
         if self.shards == 1:
-            return self.wire.start(whole, slice(0, whole.size), lambda array: dp.start_all_reduce(array, half))
-        bounds = self.bounds(bucket)
-        part = slice(bounds[self.shard], bounds[self.shard + 1])
-        return self.wire.start(whole, part, lambda array: dp.start_reduce_scatter(array, bounds, half))
+            return self.wire.start(array, slice(0, array.size), lambda array: dp.start_all_reduce(array, half))
+        bounds = self.bounds(part)
+        own = slice(bounds[self.shard], bounds[self.shard + 1])
+        return self.wire.start(array, own, lambda array: dp.start_reduce_scatter(array, bounds, half))
 
     def reduce_all(self) -> None:
-        """Start the buckets whose reduction has not begun."""
-        for bucket in range(len(self.shard_sizes)):
-            self.start_reduction(bucket)
+        """Start the reductions that have not begun."""
+        self.start_reduction(range(self.stage.first_op, self.stage.last_op))
 
     def finish_reduction(self) -> None:
         """Return when every reduction of whole gradients is done."""

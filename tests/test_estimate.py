@@ -10,6 +10,7 @@ from pytrain import estimate
 from pytrain.config import RunConfig, commented_toml, load, parameter_count
 from pytrain.data.tokenizer import train_sentencepiece
 from pytrain.errors import ExitCode
+from pytrain.rank import Plan
 from pytrain.train import Trainer
 from tests import runs
 from tests.runs import Corpora, Quiet, configuration, quiet_train
@@ -138,6 +139,19 @@ def test_published_grids_are_planned(tmp_path: Path) -> None:
     text = estimate.report(frontier)
     assert f"; {estimate._bytes(memory.pinned)} of it pinned in host memory, the rest on the GPU\n" in text
     assert "\ntime:        n/a: give the peak of the GPU as run.peak_tflops; `pytrain bench" in text
+
+
+def test_pinned_memory_is_bounded_by_the_bucket(tmp_path: Path) -> None:
+    """Three buckets of sums over dp: of whole layers, or of parts of at most `parallel.bucket_mb`."""
+    hidden, parallel = 6144, {"pp": 8, "dp": 2, "zero": 1}
+    layer = 4 * (12 * hidden**2 + 13 * hidden)
+    pinned = {}
+    for size in (50, 256, 1e6):
+        config = _preset("frontier-22b", tmp_path, parallel={**parallel, "bucket_mb": size}, run={"device": "hip"})
+        pinned[size] = estimate.rank_memory(Plan(config), 3, 0).pinned
+    for size in (50, 256):
+        fewest = -(-layer // (size * 10**6))
+        assert 3 * (layer - size * 1e6) <= pinned[1e6] - pinned[size] <= 3 * (layer - layer / fewest)
 
 
 def _preset(name: str, folder: Path, **changes: dict[str, Any]) -> RunConfig:

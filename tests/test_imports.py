@@ -38,7 +38,7 @@ LAYERS = (
     ("schedule", "stage"),
     ("launch",),
     ("collectives",),
-    ("grid",),
+    ("buckets", "grid"),
     ("checkpoint",),
     ("data", "learning_rate", "progress"),
     ("metrics",),

@@ -157,6 +157,59 @@ def test_shards_cover_each_element_once(name: str, tp: int, shards: int) -> None
 
 
 @pytest.mark.parametrize(("name", "tp"), CASES)
+@pytest.mark.parametrize("shards", [1, 2, 3, 8])
+@pytest.mark.parametrize("limit", [1, 300, 1000, 10**9])
+def test_parts_cover_each_element_once(name: str, tp: int, shards: int, limit: int) -> None:
+    """As few as hold at most `limit` elements; every shard of every part is there once, one after the other."""
+    layout = layouts(SHAPES[name], tp)[-1]
+    least = 32 * shards  # of a part: a group of elements for every shard
+    seen = [np.zeros(spec.elements, int) for spec in layout.tensors]
+    for index in range(len(layout.buckets)):
+        size = layout.shard_elements(index, shards)
+        edges = layout.parts(index, shards, limit)
+        assert (edges[0], edges[-1]) == (0, size * shards)
+        sizes = np.diff(edges)
+        assert 0 < sizes.min() <= sizes.max() <= max(limit, least)
+        assert not (sizes % shards).any()
+        assert not (np.array(edges[:-1]) % least).any()
+        assert len(sizes) == 1 or limit < size * shards
+        assert len(sizes) <= -(-size * shards // max(least, limit - limit % least))
+        for shard in range(shards):
+            held = np.zeros(size, int)
+            for piece in layout.pieces(index, shard, shards, limit):
+                spec = layout.tensors[piece.tensor]
+                seen[piece.tensor][piece.begin : piece.end] += 1
+                held[piece.shard_offset : piece.shard_offset + piece.end - piece.begin] += 1
+                for element in (piece.begin, piece.end - 1):  # where it lies in the bucket says where in the shard
+                    place = spec.offset + element
+                    part = int(np.searchsorted(edges, place, "right")) - 1
+                    own, inside = divmod(place - edges[part], sizes[part] // shards)
+                    assert own == shard
+                    assert piece.shard_offset + element - piece.begin == edges[part] // shards + inside
+            assert held.max(initial=0) <= 1
+        if shards == 1:
+            assert layout.pieces(index, 0, 1, limit)[0].end == layout.pieces(index, 0, 1)[0].end
+    for spec, count in zip(layout.tensors, seen, strict=True):
+        assert (count == 1).all(), spec.name
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_tensors_know_their_op(name: str) -> None:
+    """A tied head's matrix is the embedding's, where backward ends."""
+    shape = SHAPES[name]
+    whole = native(shape)
+    for first, last in ((0, whole.op_count), (0, 7), (7, whole.op_count)):
+        for spec in _native.Layout(whole, first, last).tensors:
+            words = spec.name.split(".")
+            op = {"embed": 0, "final_norm": 4 * shape.layers + 1, "head": 4 * shape.layers + 2}.get(words[0])
+            if spec.tied_copy:
+                op = 4 * shape.layers + 2
+            if op is None:
+                op = 1 + 4 * int(words[1]) + ("norm1", "attention", "norm2", "mlp").index(words[2])
+            assert spec.op == op, spec.name
+
+
+@pytest.mark.parametrize(("name", "tp"), CASES)
 def test_tensors_do_not_overlap(name: str, tp: int) -> None:
     for layout in layouts(SHAPES[name], tp):
         used = [np.zeros(bucket.elements, int) for bucket in layout.buckets]

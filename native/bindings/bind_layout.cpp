@@ -80,6 +80,7 @@ void bind_layout(py::module_& module) {
     py::class_<TensorSpec>(module, "TensorSpec", "One row of the parameter table; see native/model/layout.h.")
         .def_readonly("name", &TensorSpec::name)
         .def_readonly("bucket", &TensorSpec::bucket)
+        .def_readonly("op", &TensorSpec::op)
         .def_property_readonly(
             "shape", [](const TensorSpec& spec) { return py::tuple(py::cast(spec.shape)); }, "global shape")
         .def_property_readonly(
@@ -123,7 +124,8 @@ void bind_layout(py::module_& module) {
         .def_property_readonly("elements", &Layout::elements)
         .def("find", &Layout::find, py::arg("name"), "index of a tensor, or -1")
         .def("shard_elements", &Layout::shard_elements, py::arg("bucket"), py::arg("shards"))
-        .def("pieces", &Layout::pieces, py::arg("bucket"), py::arg("shard"), py::arg("shards"));
+        .def("parts", &Layout::parts, py::arg("bucket"), py::arg("shards"), py::arg("limit"))
+        .def("pieces", &Layout::pieces, py::arg("bucket"), py::arg("shard"), py::arg("shards"), py::arg("limit") = 0);
 
     module.def(
         "balanced",

@@ -42,11 +42,16 @@ struct Layout::Add {
     Layout& layout;
     const Shape& shape;
     std::int64_t tp_rank, tp_size;
+    std::int64_t op = 0;  // whose tensors are appended
     using Init = TensorSpec::Init;
 
     void bucket(const std::string& name, std::int64_t layer, bool follows_backward) {
         layout.buckets_.push_back(
             {name, layer, follows_backward, static_cast<std::int64_t>(layout.tensors_.size()), 0, 0});
+    }
+    Add& of(std::int64_t number) {
+        op = number;
+        return *this;
     }
     void group() { layout.buckets_.back().elements = round_up(layout.buckets_.back().elements, kGroupAlignment); }
 
@@ -55,6 +60,7 @@ struct Layout::Add {
         TensorSpec spec{};
         spec.name = name;
         spec.bucket = static_cast<std::int64_t>(layout.buckets_.size()) - 1;
+        spec.op = op;
         spec.shape = std::move(global);
         spec.rows = rows;
         spec.offset = bucket.elements;
@@ -154,14 +160,15 @@ Layout::Layout(const Shape& shape, std::int64_t first_op, std::int64_t last_op, 
         std::snprintf(name, sizeof name, "layer_%03lld", static_cast<long long>(layer));
         add.bucket(name, layer, true);
         const std::string prefix = "layer." + std::to_string(layer);
-        if (holds(op)) add.norm(prefix + ".norm1");
-        if (holds(op + 1)) add.attention(prefix + ".attention");
-        if (holds(op + 2)) add.norm(prefix + ".norm2");
-        if (holds(op + 3)) add.mlp(prefix + ".mlp");
+        if (holds(op)) add.of(op).norm(prefix + ".norm1");
+        if (holds(op + 1)) add.of(op + 1).attention(prefix + ".attention");
+        if (holds(op + 2)) add.of(op + 2).norm(prefix + ".norm2");
+        if (holds(op + 3)) add.of(op + 3).mlp(prefix + ".mlp");
     }
     if (holds(ops.final_norm()) || holds(ops.head())) {
         add.bucket("head", shape.layers, false);
-        if (holds(ops.final_norm())) add.norm("final_norm");
+        if (holds(ops.final_norm())) add.of(ops.final_norm()).norm("final_norm");
+        add.of(ops.head());
         if (holds(ops.head()) && !shape.tied_head) add.vocabulary("head.weight", false);
         if (holds(ops.head()) && shape.tied_head && !holds(0)) add.vocabulary("embed.tokens", true);
     }
@@ -184,14 +191,34 @@ std::int64_t Layout::shard_elements(std::int64_t bucket, std::int64_t shards) co
     return (buckets_.at(static_cast<std::size_t>(bucket)).elements + shards - 1) / shards;
 }
 
-std::vector<Piece> Layout::pieces(std::int64_t bucket, std::int64_t shard, std::int64_t shards) const {
+std::vector<std::int64_t> Layout::parts(std::int64_t bucket, std::int64_t shards, std::int64_t limit) const {
+    check(limit >= 0, "a part of a bucket has no negative number of elements");
+    const std::int64_t end = shard_elements(bucket, shards) * shards, unit = shards * kGroupAlignment;
+    std::vector<std::int64_t> bounds{0};
+    if (limit > 0 && end > limit) {
+        const std::int64_t units = (end + unit - 1) / unit, most = std::max<std::int64_t>(1, limit / unit);
+        const std::int64_t count = (units + most - 1) / most, step = (units + count - 1) / count * unit;
+        for (std::int64_t begin = step; begin < end; begin += step) bounds.push_back(begin);
+    }
+    bounds.push_back(end);
+    return bounds;
+}
+
+std::vector<Piece> Layout::pieces(std::int64_t bucket, std::int64_t shard, std::int64_t shards,
+                                  std::int64_t limit) const {
     const BucketSpec& spec = buckets_.at(static_cast<std::size_t>(bucket));
-    const std::int64_t size = shard_elements(bucket, shards), begin = shard * size, end = begin + size;
+    const std::vector<std::int64_t> bounds = parts(bucket, shards, shards == 1 ? 0 : limit);
     std::vector<Piece> pieces;
-    for (std::int64_t i = spec.first_tensor; i < spec.first_tensor + spec.tensor_count; ++i) {
-        const TensorSpec& tensor = tensors_[static_cast<std::size_t>(i)];
-        const std::int64_t from = std::max(begin, tensor.offset), to = std::min(end, tensor.offset + tensor.elements());
-        if (from < to) pieces.push_back({i, from - tensor.offset, to - tensor.offset, from - begin});
+    for (std::size_t part = 1; part < bounds.size(); ++part) {
+        const std::int64_t size = (bounds[part] - bounds[part - 1]) / shards;
+        const std::int64_t begin = bounds[part - 1] + shard * size, end = begin + size;
+        const std::int64_t in_shard = bounds[part - 1] / shards - begin;  // plus a place in the bucket
+        for (std::int64_t i = spec.first_tensor; i < spec.first_tensor + spec.tensor_count; ++i) {
+            const TensorSpec& tensor = tensors_[static_cast<std::size_t>(i)];
+            const std::int64_t from = std::max(begin, tensor.offset);
+            const std::int64_t to = std::min(end, tensor.offset + tensor.elements());
+            if (from < to) pieces.push_back({i, from - tensor.offset, to - tensor.offset, in_shard + from});
+        }
     }
     return pieces;
 }

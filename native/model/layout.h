@@ -1,9 +1,9 @@
 // THE parameter table: which tensors a range of ops holds on one tensor-parallel rank, and where.
 //
 // Parameters lie in buckets ("embed", one per layer, "head"); a bucket is one flat range, the unit of gradient
-// reduction, of ZeRO and of a checkpoint file. Every tensor's first dimension is the one that tensor parallelism cuts,
-// so this rank's part of a tensor is rows [begin, end) of the global one: one byte range on disk, one in the flat
-// range. q, k, v (and gate, up) are adjacent, so that a fused product sees one matrix.
+// reduction, of ZeRO and of a checkpoint file; a large one travels in parts. Every tensor's first dimension is the one
+// that tensor parallelism cuts, so this rank's part of a tensor is rows [begin, end) of the global one: one byte range
+// on disk, one in the flat range. q, k, v (and gate, up) are adjacent, so that a fused product sees one matrix.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -30,6 +30,7 @@ HeadRange head_range(const Shape&, std::int64_t tp_rank, std::int64_t tp_size);
 struct TensorSpec {
     std::string name;
     std::int64_t bucket;                  // index into Layout::buckets()
+    std::int64_t op;                      // whose backward adds to its gradient last: its own, of a tied one the first
     std::vector<std::int64_t> shape;      // global
     Range rows;                           // of dimension 0, on this rank
     std::int64_t offset;                  // elements from the start of the bucket
@@ -75,9 +76,15 @@ public:
     std::int64_t find(const std::string& name) const;  // index, or -1
     std::int64_t elements() const;                     // of all buckets
 
-    // ZeRO: shard r of a bucket is [r*S, (r+1)*S) with S = ceil(elements / shards).
+    // ZeRO: a shard of a bucket has ceil(elements / shards) elements.
     std::int64_t shard_elements(std::int64_t bucket, std::int64_t shards) const;
-    std::vector<Piece> pieces(std::int64_t bucket, std::int64_t shard, std::int64_t shards) const;
+    // Where the parts begin that a bucket travels in, and where the last one ends: `shards` shards from the start. As
+    // few parts as have at most `limit` elements, of nearly equal size, and each of whole groups of elements for every
+    // shard; one part where the limit is 0. Shard r of a part is its r-th piece of shards that are equal.
+    std::vector<std::int64_t> parts(std::int64_t bucket, std::int64_t shards, std::int64_t limit) const;
+    // What shard r of a bucket holds: its shard of the first part, then of the next. One shard is the bucket itself.
+    std::vector<Piece> pieces(std::int64_t bucket, std::int64_t shard, std::int64_t shards,
+                              std::int64_t limit = 0) const;
 
 private:
     struct Add;  // builds the table

@@ -235,6 +235,13 @@ class ParallelSection(Section):
         le=3,
         description="ZeRO: 1 shards optimizer state over dp, 2 also gradients, 3 also weights.",
     )
+    bucket_mb: float = Field(
+        default=256.0,
+        gt=0,
+        description="Gradients are summed over dp, and ZeRO's weights gathered, in buckets of at most so many 10^6 "
+        "bytes of gradients: a layer, or as few parts of it as fit, so that sums begin before its backward ends. "
+        "Bounds what they pass through on the way: pinned host memory of a GPU, or another gradient_reduction.",
+    )
     sequence_parallel: bool = Field(
         default=False,
         description="Split the residual stream and the norms over the tensor-parallel ranks, by tokens: their "

@@ -11,7 +11,7 @@ import pytest
 
 from tests.parallel.grid_worker import SHAPES, WIDE
 from tests.parallel.launch import check_ranks
-from tests.parallel.test_grids import case_of, judge
+from tests.parallel.test_grids import PARTS, WHOLE, case_of, judge
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
@@ -22,8 +22,10 @@ def test_all_grids(ranks: int, tmp_path: Path) -> None:
         for shape, zero, schedule, rows in itertools.product(
             shapes, (0, 1, 2, 3), ("1f1b", "gpipe", "zero-bubble", "interleaved"), (False, True)
         ):
-            case = case_of((dp, pp, tp), shape, zero, schedule, ("none", "selective", "full")[len(cases) % 3], rows)
-            alike = [{**other, "recompute": case["recompute"]} for other in cases]
+            recompute, bucket_mb = ("none", "selective", "full")[len(cases) % 3], (WHOLE, PARTS)[len(cases) % 2]
+            case = case_of((dp, pp, tp), shape, zero, schedule, recompute, rows, bucket_mb)
+            turns = {key: case[key] for key in ("recompute", "bucket_mb")}
+            alike = [{**other, **turns} for other in cases]
             if dp * pp * tp == ranks and case not in alike:
                 cases.append(case)
     (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")

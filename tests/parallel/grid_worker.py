@@ -42,7 +42,7 @@ GLOBAL_BATCH, LENGTH, SEED = 8, 11, 5
 
 def run_config(case: dict[str, Any], grid: bool) -> RunConfig:
     """The configuration of a case; without `grid`, of the same training in one process."""
-    keys = ("dp", "pp", "tp", "zero", "schedule", "chunks", "rank_order", "sequence_parallel")
+    keys = ("dp", "pp", "tp", "zero", "schedule", "chunks", "rank_order", "sequence_parallel", "bucket_mb")
     parallel = {key: case[key] for key in keys if key in case}
     model = spine.model_config(SHAPES[case["shape"]]).model_dump(exclude_none=True)
     return build(
@@ -192,6 +192,7 @@ def compare(case: dict[str, Any], ranks: list[dict[str, Any]], alone: dict[str, 
         drifted += float(((gathered["weights"][name] - weights) ** 2).sum())
     return {
         "case": case,
+        "losses": ranks[0]["losses"],
         "replicas": different_copies(ranks),
         "loss": abs(ranks[0]["losses"][0] / alone["losses"][0] - 1),
         "last_loss": abs(ranks[0]["losses"][-1] / alone["losses"][-1] - 1),

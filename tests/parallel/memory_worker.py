@@ -30,6 +30,7 @@ def main(world: Group) -> None:
         for _ in range(2):
             batches = replica_batches(source, model.groups, 0, config.micro_batches, 1, LENGTH)
             model.engine.run(model.training_program, batches, learning_rate=1e-3)
+        model.optimizer.settle()
         results.append(world.gather({kind: model.device.bytes_peak(kind) for kind in KINDS}))
     if world.rank == 0:
         Path(sys.argv[2]).write_text(json.dumps(results), encoding="utf-8")

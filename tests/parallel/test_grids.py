@@ -11,6 +11,8 @@ import pytest
 from tests.parallel.grid_worker import SHAPES, WIDE
 from tests.parallel.launch import check_ranks
 
+WHOLE, PARTS = 256.0, 0.002
+"""`parallel.bucket_mb`: no layer of these models is cut, and every one is, in about six."""
 FACTORS = {
     "grid": [(dp, pp, tp) for dp, pp, tp in itertools.product((1, 2, 4), repeat=3) if dp * pp * tp in (2, 4)],
     "shape": [name for name in SHAPES if name != WIDE],
@@ -18,6 +20,7 @@ FACTORS = {
     "schedule": ["1f1b", "gpipe", "zero-bubble", "interleaved"],
     "recompute": ["none", "selective", "full"],
     "sequence_parallel": [False, True],
+    "bucket_mb": [WHOLE, PARTS],
 }
 
 
@@ -28,6 +31,7 @@ def case_of(
     schedule: str,
     recompute: str,
     sequence_parallel: bool = False,
+    bucket_mb: float = WHOLE,
 ) -> dict[str, Any]:
     """A case of grid_worker; what a grid has no use for is left out."""
     dp, pp, tp = grid
@@ -45,6 +49,7 @@ def case_of(
         "chunks": 2 if schedule == "interleaved" else 1,
         "recompute": "selective" if late and recompute == "full" else recompute,
         "sequence_parallel": sequence_parallel and tp > 1,
+        "bucket_mb": bucket_mb if dp > 1 else WHOLE,
     }
 
 
@@ -95,9 +100,34 @@ def test_another_order_of_ranks_changes_nothing(tmp_path: Path) -> None:
     judge(result)
 
 
+def test_parts_of_buckets_change_no_bit_of_a_sum(tmp_path: Path) -> None:
+    """Of two numbers, which all algorithms add alike: of more the table may choose another for a smaller array."""
+    cases = [
+        case_of((2, 1, 1), shape, 0, "1f1b", "none", bucket_mb=size) | {"steps": 6}
+        for shape in ("gpt2", "llama tied")
+        for size in (WHOLE, PARTS, PARTS / 5)
+    ]
+    (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    check_ranks(2, "tests.parallel.grid_worker", str(tmp_path / "cases.json"), str(tmp_path / "results.json"))
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    for whole, *cut in (results[:3], results[3:]):
+        assert len(set(whole["losses"])) == 6
+        for result in cut:
+            assert result["losses"] == whole["losses"], result
+            assert result["drift"] == whole["drift"], result
+
+
 def test_steps_of_one_micro_batch(tmp_path: Path) -> None:
     """Gradients then lie where activations were, and travel from there while backward goes on."""
-    cases = [case_of((8, 1, 1), shape, zero, "1f1b", "none") for shape in ("gpt2", "llama tied") for zero in (0, 1)]
+    cases = [
+        case_of((8, 1, 1), shape, zero, "1f1b", "none", bucket_mb=size)
+        for shape, zero, size in (
+            ("gpt2", 0, PARTS),
+            ("gpt2", 1, WHOLE),
+            ("llama tied", 0, WHOLE),
+            ("llama tied", 1, PARTS),
+        )
+    ]
     (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     check_ranks(8, "tests.parallel.grid_worker", str(tmp_path / "cases.json"), str(tmp_path / "results.json"))
     for result in json.loads((tmp_path / "results.json").read_text(encoding="utf-8")):
@@ -106,7 +136,9 @@ def test_steps_of_one_micro_batch(tmp_path: Path) -> None:
 
 def test_gradients_that_travel_as_bf16(tmp_path: Path) -> None:
     """Half the bytes; the sum is rounded once after each replica's part was: 2^-8 relative, and not less."""
-    cases = [case_of((2, 1, 1), "llama", zero, "1f1b", "none") for zero in range(4)]
+    cases = [
+        case_of((2, 1, 1), "llama", zero, "1f1b", "none", bucket_mb=(WHOLE, PARTS)[zero % 2]) for zero in range(4)
+    ]
     cases = [case | {"gradient_reduction": "bf16"} for case in cases]
     (tmp_path / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     check_ranks(2, "tests.parallel.grid_worker", str(tmp_path / "cases.json"), str(tmp_path / "results.json"))

@@ -51,6 +51,11 @@ CASES: list[dict[str, Any]] = [
     {"pp": 2, "schedule": "interleaved", "chunks": 2, "model": {"tied_head": True}},
     {"pp": 2, "dtype": "bf16"},
     {"dp": 2, "tp": 2, "zero": 1},
+    {"dp": 4, "bucket_mb": 0.05},
+    {"dp": 4, "zero": 1, "bucket_mb": 0.05},
+    {"dp": 2, "tp": 2, "zero": 2, "sequence_parallel": True, "bucket_mb": 0.03},
+    {"dp": 2, "zero": 3, "dtype": "bf16", "bucket_mb": 0.02},
+    {"dp": 2, "pp": 2, "bucket_mb": 0.05, "model": {"tied_head": True}},
     {"dp": 2, "pp": 2, "model": {"tied_head": True}},
     {"pp": 2, "tp": 2, "schedule": "zero-bubble", "model": {"tied_head": True}},
 ]
@@ -137,8 +142,9 @@ class Case:
                 yield kind, self.micro_batches * times * TOTAL[kind](n, self.stream)
             if last:
                 yield "all_gather", self.micro_batches * scattered(n, n * ROWS * STATISTICS * FLOAT)
+        times = self.micro_batches if self.zero >= 2 else 1  # before what is summed becomes shards
         for elements in members[0]["by rows"] if self.sequence_parallel else []:
-            yield "all_reduce", all_reduce(n, elements * self.item)
+            yield "all_reduce", times * all_reduce(n, elements * self.item)
 
     def _pp(self, n: int, _members: list[dict[str, Any]]) -> Sent:
         """An activation and its gradient across every boundary; positions and document starts for the middle."""
@@ -210,12 +216,14 @@ def test_buckets_are_summed_with_the_last_micro_batch(results: list[list[dict[st
     last = case.micro_batches - 1
     for rank in results[number]:
         sums = [(size, when) for kind, size, when in rank["replicas"] if kind != "all_gather" and size > DOUBLE]
-        sizes = [elements * case.item for stage in rank["buckets"] for elements in stage]
-        tied = sizes[0 if 0 in rank["stages"] else -1] if case.pp > 1 else None
+        buckets = [[elements * case.item for elements in parts] for stage in rank["parts"] for parts in stage]
+        tied = buckets[0 if 0 in rank["stages"] else -1] if case.pp > 1 else []
         moments = range(case.micro_batches) if case.zero >= 2 else [last]
-        expected = [(size, when) for size in sizes for when in moments]
-        if tied is not None:
-            expected[expected.index((tied, last))] = (tied, -1)
+        expected = [(size, when) for parts in buckets for size in parts for when in moments]
+        for size in tied:
+            expected[expected.index((size, last))] = (size, -1)
+        if limit := CASES[number].get("bucket_mb"):
+            assert max(max(parts) for parts in buckets) <= 1e6 * limit < max(sum(parts) for parts in buckets)
         assert sorted((size, -1 if when is None else when) for size, when in sums) == sorted(expected)
 
 

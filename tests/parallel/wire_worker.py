@@ -11,6 +11,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,11 @@ def step(case: dict[str, Any], world: Group) -> dict[str, Any]:
     source = samples if model.needs_tokens else None
     batches = replica_batches(source, model.groups, 0, config.micro_batches, MICRO_BATCH, LENGTH)
     model.engine.run(model.training_program, batches, learning_rate=1e-3)
+    model.optimizer.settle()
     history = len(pickle.dumps(groups["world"]._history))  # what the check of the sequence is about to send
     model.groups.world.check_sequence()
     stages = list(model.stages.values())
+    limit = int(config.parallel.bucket_mb * 1e6) // (2 if case.get("dtype") == "bf16" else 4)
     return {
         "sent": {name: [list(group.ranks), dict(group.counters.bytes_sent)] for name, group in groups.items()},
         "stages": list(model.stages),
@@ -124,6 +127,13 @@ def step(case: dict[str, Any], world: Group) -> dict[str, Any]:
         "buckets": [
             [
                 stage.layout.shard_elements(bucket, stage.shards) * stage.shards
+                for bucket in range(len(stage.layout.buckets))
+            ]
+            for stage in stages
+        ],
+        "parts": [
+            [
+                [end - begin for begin, end in pairwise(stage.layout.parts(bucket, stage.shards, limit))]
                 for bucket in range(len(stage.layout.buckets))
             ]
             for stage in stages
