@@ -38,17 +38,28 @@ def _peak(found: Mapping[str, Any]) -> str:
     return ", ".join(f"{case[key]['median']:.0f} {name}" for key, name in names.items())
 
 
-def _shares(rows: list[Mapping[str, Any]]) -> str:
-    shares = sorted(row["share"] for row in rows)
-    median = shares[len(shares) // 2]
-    return f"{len(rows)} shapes, {shares[0]:.0%} to {shares[-1]:.0%} of the ceiling, median {median:.0%}"
+def _matmul(found: Mapping[str, Any]) -> str:
+    parts = []
+    for whole in found["weighted"]:
+        threads = "1 thread" if whole["threads"] == 1 else f"{whole['threads']} threads"
+        parts.append(f"{threads} {whole['share']:.0%} of peak (least {whole['least_share']:.0%})")
+    return ", ".join([*parts, *(["PROBES DIFFER"] if any(probe["spell"] for probe in found["probes"]) else [])])
+
+
+def _kernels(found: Mapping[str, Any]) -> str:
+    """Of the instruction set that the product chooses here, which is the first."""
+    isa = found["kernels"][0]["isa"]
+    shares = [row["share"] for row in found["kernels"] if row["isa"] == isa]
+    spread = _record.spread(_record.summary([100 * share for share in shares]), digits=0)
+    return f"{len(shares)} operations on {isa}: {spread} % of their ceilings"
 
 
 def _step(found: Mapping[str, Any]) -> str:
     memory = found["peak_rss_bytes"] / 1e9
-    own = f"{compact(found['tokens_per_s'])} tokens/s, {found['mfu']:.0%} of peak, {memory:.2f} GB"
+    own = f"{found['tokens_per_s']:.0f} tokens/s, {found['mfu']:.0%} of peak, {memory:.2f} GB"
     ratios = [f"{ratio['speed']['median']:.2f} x {name}" for name, ratio in found["ratios"].items()]
-    return ", ".join([own, *ratios, *(["INVALID"] if found["valid"] is False else [])])
+    invalid = ["INVALID"] if found["valid"] is False else []
+    return ", ".join([own, *ratios, *invalid, *(["PROBES DIFFER"] if found["spell"] else [])])
 
 
 def _attention(found: Mapping[str, Any]) -> str:
@@ -60,10 +71,12 @@ def _attention(found: Mapping[str, Any]) -> str:
 
 def _peers(found: Mapping[str, Any]) -> str:
     parts = []
-    for who in ("numpy", "torch"):
-        ratios = sorted(case["ratio"][who]["median"] for case in found["cases"] if who in case["ratio"])
-        if ratios:
-            parts.append(f"{ratios[0]:.2f} to {ratios[-1]:.2f} x {who}")
+    for kind, unit in (("products", "GFLOP/s"), ("rows", "GB/s")):
+        cases = [case for case in found["cases"] if case["unit"] == unit]
+        for who in ("numpy", "torch"):
+            ratios = sorted(case["ratio"][who]["median"] for case in cases if who in case["ratio"])
+            if ratios:
+                parts.append(f"{kind} {ratios[0]:.2f} to {ratios[-1]:.2f} x {who}")
     return ", ".join(parts) or "nobody to compare with"
 
 
@@ -84,8 +97,8 @@ def _scaling(found: Mapping[str, Any]) -> str:
 
 SHORT = {
     "peak": Short(("--mebibytes", "64", "--rounds", "2"), _peak),
-    "matmul": Short(("--runs", "3"), lambda found: _shares(found["cases"])),
-    "kernels": Short(("--rounds", "3"), lambda found: _shares(found["kernels"])),
+    "matmul": Short(("--runs", "3"), _matmul),
+    "kernels": Short(("--rounds", "3"), _kernels),
     "attention": Short(
         ("--length", "256", "--length", "1024", "--head-size", "64", "--head-size", "128", "--rounds", "3"),
         _attention,
@@ -130,14 +143,15 @@ def command(only: tuple[str, ...], out: Path | None) -> None:
             raise UserError(f"{folder} cannot be made: {error.strerror}") from None
         lines, failed = [], []
         found: list[str] = []
-        for name in only or SHORT:
+        names = only or tuple(SHORT)
+        for number, name in enumerate(names, 1):
             reason = cannot_run(name)
             if reason is not None:
                 lines.append(f"{name:<12} skipped: {reason}")
                 continue
             begin = time.perf_counter()
             path = folder / f"{name}.json"
-            print(f"=== {name}", flush=True)
+            print(f"=== {name} ({number} of {len(names)})", flush=True)
             command = [sys.executable, "-m", f"{__package__}.{name}", *SHORT[name].options, "--json", str(path)]
             status = subprocess.run(command).returncode
             seconds = time.perf_counter() - begin
@@ -150,7 +164,7 @@ def command(only: tuple[str, ...], out: Path | None) -> None:
         if out is not None and found:
             report = [sys.executable, "-m", f"{__package__}.report", *found, "--out", str(out / "report.html")]
             subprocess.run(report, check=True)
-    print("=== all", *lines, sep="\n", flush=True)
+    print("=== all", f"{'benchmark':<12} {'took':>8}", *lines, sep="\n", flush=True)
     if failed:
         raise SystemExit(1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,35 @@ def pinned_threads(threads: int | None) -> int:
     if threads < len(cores):
         os.sched_setaffinity(0, cores[:threads])
     return threads
+
+
+def in_fresh_environment(module: str, words: Sequence[str], threads: int) -> bool:
+    """Run a benchmark again where NumPy's library was started with other threads, or with a forced kernel.
+
+    OpenBLAS reads its variables when NumPy is imported, which it is here already.
+
+    Args:
+        module: as `python -m` names it.
+        words: its command line.
+        threads: that libraries are to compute with.
+
+    Returns:
+        Whether it ran; False where this process's environment will do.
+
+    Raises:
+        SystemExit: it failed, with its status.
+    """
+    wanted = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    forced = [name for name in HIDDEN if name in os.environ]
+    if not forced and all(os.environ.get(name) == value for name, value in wanted.items()):
+        return False
+    if forced:
+        print(f"{', '.join(forced)} is left out: a forced kernel is no peer", flush=True)
+    environment = {name: value for name, value in os.environ.items() if name not in forced} | wanted
+    finished = subprocess.run([sys.executable, "-m", module, *words], env=environment)
+    if finished.returncode:
+        raise SystemExit(finished.returncode)
+    return True
 
 
 def start_trainer(config: RunConfig, toml: Path, threads: int) -> Worker:

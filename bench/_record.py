@@ -120,7 +120,13 @@ def start(command: click.Command, name: str) -> None:
 
 
 def writable(_context: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
-    """A callback of options that name a file to write: says so before minutes are measured, not after.
+    """A callback of options that name a file to write."""
+    check_writable(path)
+    return path
+
+
+def check_writable(path: Path | None) -> None:
+    """Find out before minutes are measured, not after.
 
     Raises:
         UserError: it cannot be written there.
@@ -133,7 +139,6 @@ def writable(_context: click.Context, _parameter: click.Parameter, path: Path | 
             raise UserError(f"{path} cannot be written: there is no folder {folder}")
         if not os.access(path if path.exists() else folder, os.W_OK):
             raise UserError(f"{path} cannot be written: permission denied")
-    return path
 
 
 json_option = click.option(

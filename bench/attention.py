@@ -184,7 +184,7 @@ def command(**options: Any) -> None:
                 results.append(measure(case, device, options["rounds"], peer))
                 results[-1]["peak_gflops"] = peak_gflops(device, dtype, runs=3)
                 print(_row(results[-1]), flush=True)
-    found = {"cases": results, "torch": peer}
+    found = {"machine": _record.machine(device.threads), "cases": results, "torch": peer}
     _record.write(options["json_path"], "attention", options, found)
 
 

@@ -67,7 +67,7 @@ def compare(world: MpiGroup, sizes: list[int], rounds: int) -> list[dict[str, An
     auto = world_group(Settings(deterministic=False, table=table), world.communicator)
     show = print if world.rank == 0 else _silent
     cores = len(os.sched_getaffinity(0))
-    show(f"{world.size} ranks on {cores} cores, fp32, {rounds} rounds; us, and times MPI's")
+    show(f"{world.size} ranks on {cores} cores, fp32, {rounds} rounds; us (least to most), times MPI's")
     results: list[dict[str, Any]] = []
     for size in sizes:
         array, halves = np.zeros(size // 4, np.float32), np.zeros(size // 4, np.uint16)
@@ -83,8 +83,11 @@ def compare(world: MpiGroup, sizes: list[int], rounds: int) -> list[dict[str, An
         medians = {name: statistics.median(seconds) for name, seconds in times.items()}
         best = min((name for name in OWN if name in medians), key=lambda name: medians[name])
         base = medians["MPI"]
-        cells = [f"{name} {seconds * 1e6:.0f} ({seconds / base:.2f})" for name, seconds in medians.items()]
-        show(f"{size_text(size):>8}: best own {best} {medians[best] / base:.2f}, " + ", ".join(cells))
+        cells = [
+            f"{name} {_record.spread(seconds_of[name], 1e-6, 0)} {seconds / base:.2f}"
+            for name, seconds in medians.items()
+        ]
+        show(f"{size_text(size):>8}: best own {best} {medians[best] / base:.2f}; " + ", ".join(cells))
     show(_bytes(world))
     auto.close()
     return results

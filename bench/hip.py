@@ -27,6 +27,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pytrain.errors import ExitCode, UserError
+
+from . import _record
+
 NATIVE = Path(__file__).resolve().parent.parent / "native"
 BUILD = NATIVE.parent / "build" / "gfx90a"
 ARCHITECTURE = "gfx90a"
@@ -74,25 +78,36 @@ class Kernel:
 
 
 def tool(name: str, *alternatives: str) -> str:
-    """Path of a program; says how to install it where it is missing."""
+    """Path of a program.
+
+    Raises:
+        UserError: it is missing; says how to install it.
+    """
     for candidate in (name, *alternatives):
         found = shutil.which(candidate)
         if found is not None:
             return found
-    raise SystemExit(f"bench.hip: {name} is not installed ({INSTALL})")
+    raise UserError(f"{name} is not installed: {INSTALL}")
+
+
+def model(architecture: str) -> str:
+    """Path of LLVM's model of a GPU's waves."""
+    return tool("llvm-mca-19" if architecture == MI300 else "llvm-mca-15", "llvm-mca")
 
 
 def compiler(architecture: str, folder: Path) -> list[str]:
     """The command that compiles for this GPU."""
     if architecture != MI300:
         return [tool("hipcc")]
-    libraries = folder / "device_libraries"
+    clang, libraries = tool("clang-19"), folder / "device_libraries"
     if not libraries.exists():
+        if not DEVICE_LIBRARIES.is_dir():
+            raise UserError(f"there are no device libraries in {DEVICE_LIBRARIES}: {INSTALL}")
         partial = folder / f"device_libraries.{os.getpid()}"
         shutil.copytree(DEVICE_LIBRARIES, partial)
         shutil.copy(partial / "oclc_isa_version_90a.bc", partial / "oclc_isa_version_942.bc")
         os.replace(partial, libraries)
-    return [tool("clang-19"), f"--rocm-device-lib-path={libraries}", "-D__HIP_PLATFORM_AMD__"]
+    return [clang, f"--rocm-device-lib-path={libraries}", "-D__HIP_PLATFORM_AMD__"]
 
 
 def compile_file(path: Path, folder: Path, architecture: str = ARCHITECTURE) -> Path:
@@ -111,7 +126,7 @@ def compile_file(path: Path, folder: Path, architecture: str = ARCHITECTURE) -> 
     ]  # fmt: skip
     done = subprocess.run(command, env={**os.environ, "HIP_PLATFORM": "amd"}, capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(f"bench.hip: {path} does not compile for {architecture}:\n{done.stderr}")
+        raise UserError(f"{path} does not compile for {architecture}:\n{done.stderr}")
     assembly.with_suffix(".txt").write_text(done.stderr, encoding="utf-8")
     os.replace(f"{assembly}.new", assembly)
     return assembly
@@ -191,7 +206,7 @@ def inner_loop(body: str) -> str | None:
 def loop_share(loop: str, architecture: str = ARCHITECTURE, iterations: int = 50) -> float:
     """Part of the cycles of one wave's inner loop in which it keeps the matrix unit busy, by llvm-mca."""
     command = [
-        tool("llvm-mca-19" if architecture == MI300 else "llvm-mca-15", "llvm-mca"),
+        model(architecture),
         "-mtriple=amdgcn-amd-amdhsa", f"-mcpu={architecture}",
         f"-iterations={iterations}",
     ]  # fmt: skip
@@ -209,6 +224,7 @@ def kernel_files() -> list[Path]:
 def compile_all(folder: Path, architecture: str = ARCHITECTURE) -> list[Kernel]:
     """Every kernel of native/hip/kernels, compiled two files at a time."""
     compiler(architecture, folder)  # makes what it needs before two threads ask for it
+    model(architecture)  # which is wanted after minutes, and missed at once
     with ThreadPoolExecutor(2) as pool:
         assemblies = list(pool.map(lambda path: compile_file(path, folder, architecture), kernel_files()))
     return [kernel for assembly in assemblies for kernel in kernels_of(assembly, architecture)]
@@ -281,7 +297,11 @@ def table(kernels: list[Kernel]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compile, print, and write the JSON file."""
+    """Compile, print, and write the JSON file.
+
+    Raises:
+        UserError: a compiler is missing, a kernel does not compile, or the file cannot be written.
+    """
     parser = argparse.ArgumentParser(prog="python -m bench.hip", description=__doc__.split("\n")[0])
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the list of kernels here")
     parser.add_argument(
@@ -289,6 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--architecture", choices=(ARCHITECTURE, MI300), default=ARCHITECTURE, help="the GPU")
     options = parser.parse_args(arguments)
+    _record.check_writable(options.json)
     kernels = compile_all(options.build or Path("build") / options.architecture, options.architecture)
     print(table(kernels))
     if options.architecture == MI300:
@@ -302,4 +323,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(int(ExitCode.BAD_INPUT))

@@ -14,13 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from pytrain.native import native
 
 from . import _record
+from ._products import aligned, random_array
 from .peak import peak_gflops
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 ROWS, HIDDEN, HEADS, HEAD_SIZE, LENGTH, VOCABULARY = 1024, 768, 12, 64, 256, 50257
 HEAD_ROWS = 256
-CACHE_LINE = 64
 Work = Callable[[], object]
 
 
@@ -38,18 +37,6 @@ FLOPS = {
     "bias backward": 1, "head statistics": 4, "loss backward": 3, "adamw": 15, "sum of squares": 2, "add": 1,
 }  # fmt: skip
 """Of memory-bound operations, for each element: operations of the formula, a transcendental function being one."""
-
-
-def aligned(values: NDArray[Any]) -> NDArray[Any]:
-    """The same numbers in an array that begins a cache line, as the product's buffers do.
-
-    NumPy's own begin 16 bytes into one: then every vector of 64 bytes lies in two lines.
-    """
-    room = np.empty(values.nbytes + CACHE_LINE, np.uint8)
-    skip = -room.ctypes.data % CACHE_LINE
-    found = room[skip : skip + values.nbytes].view(values.dtype).reshape(values.shape)
-    found[...] = values
-    return found
 
 
 class Operation(NamedTuple):
@@ -72,10 +59,7 @@ class Sizes(NamedTuple):
 
     def array(self, *shape: int) -> NDArray[Any]:
         """Random numbers as they are stored: float32, or uint16 with bits of bf16 or fp16."""
-        values = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
-        if self.dtype == "fp32":
-            return aligned(values)
-        return aligned(values.astype(ml_dtypes.bfloat16 if self.dtype == "bf16" else np.float16).view(np.uint16))
+        return random_array(self.dtype, *shape)
 
     @property
     def half(self) -> str:
@@ -278,7 +262,8 @@ def command(**options: Any) -> None:
         rate = f"{_record.spread(found['rate'])} {found['unit']}"
         times = _record.spread(found["seconds"], 1e-3, 3)
         print(f"{found['name']:<20} {found['isa']:<12} {times:>24} {rate:>28} {found['share']:>11.1%}", flush=True)
-    _record.write(options["json_path"], "kernels", options, {"kernels": results})
+    machine = _record.machine(devices[0].threads)
+    _record.write(options["json_path"], "kernels", options, {"machine": machine, "kernels": results})
 
 
 def main(arguments: list[str]) -> None:

@@ -1,151 +1,221 @@
-"""Products of a GPT-2 124M step, forward and backward, beside the measured peak of the same run.
+"""Products of a GPT-2 124M step, forward and backward, beside the peak of the same run, NumPy and PyTorch.
 
     python -m bench.matmul --dtype bf16
+    python -m bench.matmul --peers numpy --peers torch
 
 Rows are a micro-batch of 4 sequences of 256 tokens. NT is x W^T (the forward product of a column-parallel matrix),
-NN x W (that of a row-parallel one, and the input gradient of the former), TN the weight gradient, which is summed in
-fp32. Operands rotate through more memory than the last-level cache holds, as they do in a step.
+NN x W (that of a row-parallel one, and the input gradient of the former), TN the weight gradient, which is in fp32.
+Each is called as a step of one micro-batch calls it: packing included in every call, bias, residual and GELU written
+with the product (`--bare` leaves them out), the head in the step's chunks, operands that rotate through more than
+three times the last-level cache. Shares are of the largest peak that was probed between the layers.
+
+Beside peers everybody computes the bare product on the same operands, in turns (A B A B); each call that is timed
+follows one of the same library that is not, while which the threads of another library go to sleep.
 """
 
 from __future__ import annotations
 
-from itertools import cycle
+import importlib
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from pytrain.native import native
 
 from . import _record
-from .peak import all_seconds, peak_gflops, thread_counts
+from ._peers import in_fresh_environment
+from ._probe import Probe
+from ._products import VOCABULARY, Product, Rotation, Work, layers, products
+from .peak import thread_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pytrain._native import CpuDevice
 
-ROWS, HIDDEN, VOCABULARY = 1024, 768, 50257
-ROTATED_BYTES = 3 * 32 * 2**20
+ROWS = 1024
+OWN = "pytrain"
 
 
-class Layer(NamedTuple):
-    """y (rows, outputs) = x (rows, inputs) W, and how often a step has it."""
+def step_head_rows(rows: int, dtype: str) -> int:
+    """Rows of logits that a step of so many rows has at a time."""
+    from pytrain.config import build_model
+    from pytrain.stage import native_shape
 
-    name: str
-    outputs: int
-    inputs: int
-    repeats: int
-    row_parallel: bool = False
-
-
-LAYERS = [
-    Layer("qkv", 3 * HIDDEN, HIDDEN, 12),
-    Layer("attention.out", HIDDEN, HIDDEN, 12, row_parallel=True),
-    Layer("mlp.up", 4 * HIDDEN, HIDDEN, 12),
-    Layer("mlp.down", HIDDEN, 4 * HIDDEN, 12, row_parallel=True),
-    Layer("head", VOCABULARY, HIDDEN, 1),
-]
+    shape = native_shape(build_model({"preset": "gpt2-124m"}, "bench.matmul"))
+    policy = native().Policy(weights=dtype, activations=dtype)
+    _, table = native().plan_arena(
+        shape, policy, first_op=0, last_op=shape.op_count, batch=rows, length=1, recompute=["none"] * 12
+    )
+    (logits,) = (row["bytes"] for row in table if row["name"].startswith("logits"))
+    return min(rows, int(logits) // (4 * VOCABULARY))
 
 
-class Product(NamedTuple):
-    """c (m, n) = op(a) op(b)."""
-
-    what: str
-    kind: str
-    m: int
-    n: int
-    k: int
-    fp32_result: bool
-
-    @property
-    def flops(self) -> float:
-        return 2.0 * self.m * self.n * self.k
+def _calls(rotation: Rotation, device: CpuDevice, libraries: Mapping[str, Any]) -> dict[str, Work]:
+    """Everybody who can compute this product."""
+    calls = {OWN: rotation.own_call(device)}
+    if "numpy" in libraries and rotation.dtype == "fp32":
+        calls["numpy"] = rotation.numpy_call()
+    if "torch" in libraries and rotation.dtype in ("fp32", "bf16"):
+        calls["torch"] = rotation.torch_call(libraries["torch"])
+    return calls
 
 
-def products(layer: Layer, rows: int) -> list[Product]:
-    """The forward product, the input gradient and the weight gradient of a layer."""
-    forward, backward = ("NN", "NT") if layer.row_parallel else ("NT", "NN")
-    weight = (layer.inputs, layer.outputs) if layer.row_parallel else (layer.outputs, layer.inputs)
-    return [
-        Product("forward", forward, rows, layer.outputs, layer.inputs, layer.name == "head"),
-        Product("dX", backward, rows, layer.inputs, layer.outputs, False),
-        Product("dW", "TN", *weight, rows, True),
-    ]
+def turns(calls: Mapping[str, Work], runs: int) -> dict[str, list[float]]:
+    """Seconds of `runs` calls of each; several take turns, and each call follows one that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(runs):
+        for name, call in calls.items():
+            if len(calls) > 1:
+                call()
+            begin = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - begin)
+    return times
 
 
-def call(device: CpuDevice, product: Product, dtype: str) -> Callable[[], object]:
-    """A function that computes the product, each time with the next set of operands."""
-    half = np.dtype(np.float32) if dtype == "fp32" else np.dtype(np.uint16)
-    result = np.dtype(np.float32) if product.fp32_result else half
-    m, n, k = product.m, product.n, product.k
-    transpose_a, transpose_b = (letter == "T" for letter in product.kind)
-    one: Any = np.ones(1, np.float32).view(np.uint16)[1] if half == np.uint16 else 1.0
-    size = (m * k + k * n) * half.itemsize + m * n * result.itemsize
-    sets = [
-        (
-            np.full((m, n), 0, result),
-            np.full((k, m) if transpose_a else (m, k), one, half),
-            np.full((n, k) if transpose_b else (k, n), one, half),
-        )
-        for _ in range(max(1, -(-ROTATED_BYTES // size)))
-    ]
-    operands = cycle(sets)
+def _case(product: Product, threads: int, times: Mapping[str, list[float]], repeats: float) -> dict[str, Any]:
+    rates = {who: _record.summary([product.flops / s / 1e9 for s in seconds]) for who, seconds in times.items()}
+    return {
+        "name": product.name,
+        **product._asdict(),
+        "threads": threads,
+        "repeats": repeats,
+        "gflops": rates[OWN],
+        "seconds": _record.summary(times[OWN]),
+        "peers": {who: rate for who, rate in rates.items() if who != OWN},
+        "ratio": {
+            who: _record.summary([theirs / ours for ours, theirs in zip(times[OWN], seconds, strict=True)])
+            for who, seconds in times.items()
+            if who != OWN
+        },
+    }
 
-    def work() -> None:
-        options: dict[str, Any] = {
-            "transpose_a": transpose_a,
-            "transpose_b": transpose_b,
-            "accumulate": product.what == "dW",
-        }
-        c, a, b = next(operands)
-        device.matmul(c, a, b, **options, half="bf16" if dtype == "fp32" else dtype)
 
-    return work
+def _row(case: Mapping[str, Any], peak: float) -> str:
+    shape = f"{case['m']:>6} {case['n']:>6} {case['k']:>6}  {case['kind']}"
+    ratios = "".join(f"  {_record.spread(ratio, digits=2):>19} x {who}" for who, ratio in case["ratio"].items())
+    rate = _record.spread(case["gflops"])
+    return f"{case['layer']:14} {case['what']:7} {shape}  {rate:>24}  {case['gflops']['median'] / peak:>6.1%}{ratios}"
+
+
+def _weighted(cases: Sequence[Mapping[str, Any]], peak: float, threads: int) -> dict[str, Any]:
+    """All products of a step together: of medians, and of the best runs."""
+    flops = sum(case["repeats"] * 2.0 * case["m"] * case["n"] * case["k"] for case in cases)
+    found: dict[str, Any] = {"threads": threads, "peak_gflops": peak, "flops": flops}
+    for key, which in (("", "median"), ("best_", "min")):
+        seconds = sum(case["repeats"] * case["seconds"][which] for case in cases)
+        found |= {f"{key}seconds": seconds, f"{key}gflops": flops / seconds / 1e9}
+        found[f"{key}share"] = found[f"{key}gflops"] / peak
+    least = min(cases, key=lambda case: float(case["share"]))
+    found |= {"least": least["name"], "least_share": least["share"]}
+    for who in cases[0]["ratio"]:
+        slowest = min(cases, key=lambda case: float(case["ratio"][who]["median"]))
+        found[f"least_ratio_{who}"] = [slowest["name"], slowest["ratio"][who]["median"]]
+    return found
+
+
+def measure(threads: int, options: Mapping[str, Any], libraries: Mapping[str, Any]) -> dict[str, Any]:
+    """Every product on so many threads: `cases`, `weighted` and the probes, printed as they come."""
+    dtype, rows, peers = options["dtype"], options["rows"], options["peers"]
+    device = native().CpuDevice(threads=threads)
+    probe = Probe(device, dtype)
+    peak = probe.take().gflops
+    read = f"reading memory {probe.readings[0].read_gb_s:.1f} GB/s"
+    print(f"{device.isa}, {threads} threads, {dtype}: peak {peak:.1f} GFLOP/s, {read}")
+    print(f"{'':22} {'m':>6} {'n':>6} {'k':>6}      {'GFLOP/s':>24}  of peak", flush=True)
+    cases: list[dict[str, Any]] = []
+    for layer in layers():
+        chunk = min(rows, options["head_rows"] or step_head_rows(rows, dtype)) if layer.name == "head" else rows
+        for product in products(layer, chunk):
+            rotation = Rotation(product.bare() if options["bare"] or peers else product, dtype)
+            times = turns(_calls(rotation, device, libraries), options["runs"])
+            cases.append(_case(rotation.product, threads, times, layer.repeats * rows / chunk))
+            print(_row(cases[-1], peak), flush=True)
+        peak = max(peak, probe.take().gflops)
+    for case in cases:
+        case["share"] = case["gflops"]["median"] / peak
+    weighted = _weighted(cases, peak, threads)
+    _print_weighted(weighted, probe)
+    return {"cases": cases, "weighted": weighted, "probes": {"threads": threads, **probe.record()}}
+
+
+def _print_weighted(found: Mapping[str, Any], probe: Probe) -> None:
+    print(
+        f"all, weighted: {found['gflops']:.1f} GFLOP/s, {found['share']:.1%} of the largest peak probed, "
+        f"{found['peak_gflops']:.1f}, {found['seconds']:.3f} s; best runs {found['best_share']:.1%}; "
+        f"least {found['least']} {found['least_share']:.1%}"
+    )
+    for who in ("numpy", "torch"):
+        if f"least_ratio_{who}" in found:
+            name, ratio = found[f"least_ratio_{who}"]
+            print(f"beside {who}: {ratio:.2f} x at the least ({name})")
+    record = probe.record()
+    print(f"reading memory {_record.spread(record['read_gb_s'])} GB/s between layers")
+    if record["spell"] is not None:
+        print(record["spell"])
+
+
+def imported(peers: Sequence[str], dtype: str, threads: int) -> dict[str, Any]:
+    """The libraries to compare with; a sentence for each that cannot be."""
+    found: dict[str, Any] = {}
+    if "numpy" in peers:
+        if dtype == "fp32":
+            found["numpy"] = importlib.import_module("numpy")
+        else:
+            print("numpy: skipped: it multiplies in fp32 alone")
+    if "torch" in peers:
+        if _record.installed("torch") == _record.NOT_INSTALLED:
+            print("torch: skipped: PyTorch is not installed")
+        elif dtype == "fp16":
+            print("torch: skipped: PyTorch is compared in fp32 and bf16 alone")
+        else:
+            found["torch"] = importlib.import_module("torch")
+            found["torch"].set_num_threads(threads)
+    return found
 
 
 @click.command()
 @click.option("--threads", type=click.IntRange(min=1), help="Only this many (default: 1, 2, 4, ... cores).")
-@click.option("--runs", type=click.IntRange(min=1), default=10, show_default=True, help="The best of how many.")
+@click.option("--runs", type=click.IntRange(min=1), default=10, show_default=True, help="Timed, of each product.")
 @click.option("--dtype", default="fp32", show_default=True, type=click.Choice(["fp32", "bf16", "fp16"]))
 @click.option("--rows", default=ROWS, show_default=True, type=click.IntRange(min=1), help="Tokens at a time.")
-@click.option("--head-rows", default=0, type=click.IntRange(min=0), help="Of them, at a time in the head (0: all).")
+@click.option("--head-rows", default=0, type=click.IntRange(min=0), help="At a time in the head (0: as in a step).")
+@click.option("--bare", is_flag=True, help="Without bias, residual and GELU.")
+@click.option("--peers", multiple=True, type=click.Choice(["numpy", "torch"]), help="Beside these; implies --bare.")
 @_record.json_option
-def command(threads: int | None, runs: int, dtype: str, rows: int, head_rows: int, json_path: Path | None) -> None:
+def command(**options: Any) -> None:
     """Measure the products of a GPT-2 124M step and print them as shares of the peak."""
-    device_class = native().CpuDevice
-    cases: list[dict[str, Any]] = []
-    for count in [threads] if threads else thread_counts(device_class().threads):
-        device = device_class(threads=count)
-        peak = peak_gflops(device, dtype)
-        print(f"{device.isa}, {count} threads, {dtype}: peak {peak:.1f} GFLOP/s")
-        print(f"{'':22} {'m':>6} {'n':>6} {'k':>6}      GFLOP/s  of peak")
-        flops = seconds = 0.0
-        for layer in LAYERS:
-            chunk = min(rows, head_rows or rows) if layer.name == "head" else rows
-            for product in products(layer, chunk):
-                times_taken = all_seconds(call(device, product, dtype), runs)
-                elapsed = min(times_taken)
-                speed = product.flops / elapsed / 1e9
-                times = layer.repeats * rows / chunk
-                flops, seconds = flops + times * product.flops, seconds + times * elapsed
-                shape = f"{product.m:>6} {product.n:>6} {product.k:>6}  {product.kind}"
-                print(f"{layer.name:14} {product.what:7} {shape}  {speed:>7.1f}  {speed / peak:>6.1%}", flush=True)
-                cases.append(
-                    {
-                        "name": f"{layer.name} {product.what}",
-                        **product._asdict(),
-                        "threads": count,
-                        "gflops": speed,
-                        "share": speed / peak,
-                        "seconds": _record.summary(times_taken),
-                    }
-                )
-        speed = flops / seconds / 1e9
-        print(f"all, weighted: {speed:.1f} GFLOP/s, {speed / peak:.1%}, {seconds:.3f} s")
-    options = {"threads": threads, "runs": runs, "dtype": dtype, "rows": rows, "head_rows": head_rows}
-    _record.write(json_path, "matmul", options, {"cases": cases})
+    counts = [options["threads"]] if options["threads"] else thread_counts(native().CpuDevice().threads)
+    found = list(_by_threads(counts, options) if options["peers"] else (measure(n, options, {}) for n in counts))
+    results = {
+        "cases": [case for part in found for case in part["cases"]],
+        "weighted": [part["weighted"] for part in found],
+        "probes": [part["probes"] for part in found],
+    }
+    _record.write(options["json_path"], "matmul", options, {"machine": _record.machine(max(counts)), **results})
+
+
+def _by_threads(counts: Sequence[int], options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Beside peers: a process for each number of threads, since OpenBLAS reads it from its environment, once."""
+    for threads in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / "part.json"
+            words = [word for who in options["peers"] for word in ("--peers", who)]
+            for name in ("runs", "dtype", "rows", "head_rows"):
+                words += [f"--{name.replace('_', '-')}", str(options[name])]
+            words += ["--threads", str(threads), "--json", str(part)]
+            if in_fresh_environment(__spec__.name, words, threads):
+                found = _record.read(part)
+                yield {
+                    key: found[key][0] if key != "cases" else found[key] for key in ("cases", "weighted", "probes")
+                }
+            else:
+                yield measure(threads, options, imported(options["peers"], options["dtype"], threads))
 
 
 def main(arguments: list[str]) -> None:

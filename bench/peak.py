@@ -4,6 +4,7 @@
 
 The FLOPs are those of the instruction set in use (PYTRAIN_ISA forces one): fused multiply-adds of fp32, dot
 products of bf16 pairs where it has them. Other benchmarks divide by them.
+Memory is measured beyond any cache, and by how many bytes a thread touches, from what its own cache holds upwards.
 A number of a round is the best of several runs: a machine shared with others only ever looks slower than it is.
 """
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from pytrain._native import CpuDevice
 
 MEBIBYTE = 2**20
+SIZES = (2**18, 4 * MEBIBYTE, 16 * MEBIBYTE, 256 * MEBIBYTE)
+"""Bytes that a thread reads and writes together: of a second-level cache, a part of a third, memory."""
 
 
 def all_seconds(work: Callable[[], object], runs: int) -> list[float]:
@@ -68,6 +71,25 @@ def bandwidth(device: CpuDevice, mebibytes: int, runs: int = 5) -> tuple[float, 
     return source.nbytes / read / 1e9, 2 * source.nbytes / copy / 1e9
 
 
+def copy_by_size(device: CpuDevice, size: int, runs: int = 5) -> float:
+    """GB/s of copying, `size` bytes a thread read and written together, over and over."""
+    source, destination = (np.empty(size * device.threads // 8, np.float32) for _ in range(2))
+    for array in (source, destination):
+        device.fill(array, 1.0)  # by the threads that will read it, so that its pages lie near them
+    times = _record.alternate({"copy": lambda: device.copy(destination, source)}, runs)
+    return 2 * source.nbytes / min(times["copy"]) / 1e9
+
+
+def sizes(device: CpuDevice, most: int, rounds: int) -> list[dict[str, Any]]:
+    """Copying by size, up to `most` bytes a thread; sizes take turns."""
+    chosen = [size for size in SIZES if size <= most]
+    found = [[copy_by_size(device, size) for size in chosen] for _ in range(rounds)]
+    return [
+        {"bytes_per_thread": size, "copy_gb_s": _record.summary([values[index] for values in found])}
+        for index, size in enumerate(chosen)
+    ]
+
+
 def thread_counts(most: int) -> list[int]:
     """Powers of two below `most`, and `most`."""
     counts = [1]
@@ -89,7 +111,9 @@ def ceilings(device: CpuDevice, mebibytes: int, rounds: int) -> dict[str, Any]:
 
 @click.command()
 @click.option("--threads", type=click.IntRange(min=1), help="The most threads (default: all cores).")
-@click.option("--mebibytes", type=click.IntRange(min=1), default=256, show_default=True, help="Of the arrays.")
+@click.option(
+    "--mebibytes", type=click.IntRange(min=1), default=256, show_default=True, help="Of the largest arrays."
+)
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="For median, min and max.")
 @_record.json_option
 def command(threads: int | None, mebibytes: int, rounds: int, json_path: Path | None) -> None:
@@ -101,12 +125,17 @@ def command(threads: int | None, mebibytes: int, rounds: int, json_path: Path | 
     print(f"{'threads':>8} {'fp32 GFLOP/s':>24} {'bf16 GFLOP/s':>24} {'read GB/s':>22} {'copy GB/s':>22}")
     cases = []
     for count in thread_counts(most):
-        found = ceilings(device_class(threads=count), mebibytes, rounds)
-        cases.append({"threads": count, **found})
+        device = device_class(threads=count)
+        found = ceilings(device, mebibytes, rounds)
+        copies = sizes(device, mebibytes * MEBIBYTE, rounds)
+        cases.append({"threads": count, **found, "sizes": copies})
         fp32, bf16, read, copy = (_record.spread(values) for values in found.values())
         print(f"{count:>8} {fp32:>24} {bf16:>24} {read:>22} {copy:>22}", flush=True)
+        for row in copies:
+            size = f"copying {row['bytes_per_thread'] // 1024:,} KiB a thread, over and over"
+            print(f"{'':>8} {size:>72} {_record.spread(row['copy_gb_s']):>24}", flush=True)
     options = {"threads": threads, "mebibytes": mebibytes, "rounds": rounds}
-    _record.write(json_path, "peak", options, {"isa": isa, "cases": cases})
+    _record.write(json_path, "peak", options, {"machine": _record.machine(most), "isa": isa, "cases": cases})
 
 
 def main(arguments: list[str]) -> None:

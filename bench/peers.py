@@ -8,77 +8,21 @@ not installed is left out in a sentence; so is a kernel that the environment for
 
 from __future__ import annotations
 
-import importlib
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import click
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from pytrain.native import native
 
 from . import _record
-from ._peers import HIDDEN as FORCED
+from ._peers import in_fresh_environment
+from ._products import HIDDEN, VOCABULARY, Rotation, Work, layers, products
+from .matmul import imported, turns
 
-Work = Callable[[], object]
-TOKENS, HIDDEN, VOCABULARY = 1024, 768, 50257
-
-
-class Product(NamedTuple):
-    """c (m, n) = op(a) op(b); `transposed` names the operands that lie the other way round."""
-
-    name: str
-    m: int
-    n: int
-    k: int
-    transposed: str
-
-
-def products(tokens: int, vocabulary: int) -> Iterator[Product]:
-    """Forward, input gradient and weight gradient of each matrix of a layer, and of the head."""
-    shapes = {
-        "qkv": (3 * HIDDEN, HIDDEN),
-        "attention.out": (HIDDEN, HIDDEN),
-        "mlp.up": (4 * HIDDEN, HIDDEN),
-        "mlp.down": (HIDDEN, 4 * HIDDEN),
-        "head": (vocabulary, HIDDEN),
-    }
-    for name, (outputs, inputs) in shapes.items():
-        yield Product(f"{name} forward", tokens, outputs, inputs, "b")
-        yield Product(f"{name} dX", tokens, inputs, outputs, "")
-        yield Product(f"{name} dW", outputs, inputs, tokens, "a")
-
-
-def product_calls(device: Any, torch: Any, product: Product, dtype: str) -> dict[str, Work]:
-    """The same product by everybody who can compute it."""
-    random = np.random.default_rng(1)
-    m, n, k = product.m, product.n, product.k
-    turned_a, turned_b = ("a" in product.transposed), ("b" in product.transposed)
-    a: NDArray[Any] = random.standard_normal((k, m) if turned_a else (m, k), dtype=np.float32)
-    b: NDArray[Any] = random.standard_normal((n, k) if turned_b else (k, n), dtype=np.float32)
-    c: NDArray[Any] = np.zeros((m, n), np.float32)
-    calls: dict[str, Work] = {}
-    if dtype == "bf16":
-        a, b, c = (x.astype(ml_dtypes.bfloat16).view(np.uint16) for x in (a, b, c))
-    calls["pytrain"] = lambda: device.matmul(c, a, b, transpose_a=turned_a, transpose_b=turned_b)
-    if dtype == "fp32":
-        left, right, out = a.T if turned_a else a, b.T if turned_b else b, np.empty_like(c)
-        calls["numpy"] = lambda: np.matmul(left, right, out=out)
-    if torch is not None:
-        x, y, z = (_tensor(torch, value, dtype) for value in (a, b, c.copy()))
-        x, y = x.T if turned_a else x, y.T if turned_b else y
-        calls["torch"] = lambda: torch.mm(x, y, out=z)
-    return calls
-
-
-def _tensor(torch: Any, array: NDArray[Any], dtype: str) -> Any:
-    found = torch.from_numpy(array)
-    return found.view(torch.bfloat16) if dtype == "bf16" else found
+TOKENS = 1024
 
 
 def row_calls(device: Any, torch: Any, tokens: int) -> Iterator[tuple[str, int, dict[str, Work]]]:
@@ -136,10 +80,15 @@ def measure(device: Any, torch: Any, options: Mapping[str, Any]) -> Iterator[dic
     """Every comparison, one after another."""
     tokens, rounds = options["tokens"], options["rounds"]
     for dtype in options["dtypes"]:
-        for product in products(tokens, options["vocabulary"]):
-            flops = 2.0 * product.m * product.n * product.k
-            times = _record.alternate(product_calls(device, torch, product, dtype), rounds)
-            yield _result(product.name, dtype, flops, "GFLOP/s", times)
+        for layer in layers(options["vocabulary"]):
+            for product in products(layer, tokens):
+                rotation = Rotation(product.bare(), dtype)
+                calls = {"pytrain": rotation.own_call(device)}
+                if dtype == "fp32":
+                    calls["numpy"] = rotation.numpy_call()
+                if torch is not None:
+                    calls["torch"] = rotation.torch_call(torch)
+                yield _result(product.name, dtype, product.flops, "GFLOP/s", turns(calls, rounds))
     for name, size, calls in row_calls(device, torch, tokens):
         yield _result(name, "fp32", size, "GB/s", _record.alternate(calls, rounds))
 
@@ -161,18 +110,8 @@ def _print(found: Mapping[str, Any]) -> None:
 def command(**options: Any) -> None:
     """Compare products and rows with NumPy's and PyTorch's."""
     threads = options["threads"] or native().CpuDevice().threads
-    wanted = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
-    forced = [name for name in FORCED if name in os.environ]
-    if forced or any(os.environ.get(name) != value for name, value in wanted.items()):
-        # OpenBLAS reads its variables when NumPy is imported, which it is here already.
-        if forced:
-            print(f"{', '.join(forced)} is left out: a forced kernel is no peer", flush=True)
-        environment = {name: value for name, value in os.environ.items() if name not in forced} | wanted
-        finished = subprocess.run([sys.executable, "-m", __spec__.name, *_arguments(options)], env=environment)
-        if finished.returncode:
-            raise SystemExit(finished.returncode)
-        return
-    _compare(options, threads)
+    if not in_fresh_environment(__spec__.name, _arguments(options), threads):
+        _compare(options, threads)
 
 
 def _arguments(options: Mapping[str, Any]) -> list[str]:
@@ -186,19 +125,15 @@ def _arguments(options: Mapping[str, Any]) -> list[str]:
 
 
 def _compare(options: Mapping[str, Any], threads: int) -> None:
-    torch: Any = None
-    if _record.installed("torch") == _record.NOT_INSTALLED:
-        print("torch: skipped: PyTorch is not installed")
-    else:
-        torch = importlib.import_module("torch")
-        torch.set_num_threads(threads)
+    torch = imported(("torch",), "fp32", threads).get("torch")
     device = native().CpuDevice(threads=threads)
     device.reserve(options["tokens"], 4 * HIDDEN, 64)
     results = []
     for found in measure(device, torch, options):
         results.append(found)
         _print(found)
-    _record.write(options["json_path"], "peers", options, {"cases": results, "torch": torch is not None})
+    found = {"machine": _record.machine(threads), "cases": results, "torch": torch is not None}
+    _record.write(options["json_path"], "peers", options, found)
 
 
 def main(arguments: list[str]) -> None:

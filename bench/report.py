@@ -54,6 +54,14 @@ def peak_section(found: Found) -> Iterator[str]:
         if rows:
             yield f"<h3>{title}</h3>"
             yield bars([_bar(_threads(row["threads"]), row[key], unit) for row in rows])
+    copies = [
+        _bar(f"{_threads(row['threads'])}, {size['bytes_per_thread'] // 1024:,} KiB", size["copy_gb_s"], "GB/s")
+        for row in found["cases"]
+        for size in row["sizes"]
+    ]
+    if copies:
+        yield "<h3>Copying by what a thread reads and writes, over and over</h3>"
+        yield bars(copies)
 
 
 def _threads(count: int) -> str:
@@ -78,6 +86,8 @@ def step_section(found: Found) -> Iterator[str]:
             yield f"<p>{escape(name)}: skipped: {escape(peer['skipped'])}</p>"
     if found["valid"] is False:
         yield f'<p class="invalid">Invalid: {escape(found["validity"])}</p>'
+    if found["spell"] is not None:
+        yield f'<p class="invalid">{escape(found["spell"])}</p>'
     yield "<h3>Peak memory</h3>" + bars(memory)
     yield "<h3>Where a step goes</h3>"
     yield f"<p>One step, op by op. Python's share of whole steps: {found['python_share']:.2%}. {_FUSED}</p>"
@@ -145,12 +155,23 @@ def peers_section(found: Found) -> Iterator[str]:
 
 
 def matmul_section(found: Found) -> Iterator[str]:
-    """Products of a step, as shares of the peak."""
-    rows = [
-        Bar(case["name"], case["share"], case["share"], case["share"], f"{case['share']:.0%} ({case['gflops']:.0f})")
-        for case in found["cases"]
-    ]
-    yield bars(rows, ceiling=1.0)
+    """Products of a step, as shares of the peak, by number of threads."""
+    yield f"<p>{escape(_words(found['options'], 'dtype', 'rows', 'runs'))}</p>"
+    for whole in found["weighted"]:
+        least = f"least {whole['least']} {whole['least_share']:.1%}"
+        text = f"weighted by FLOPs over a step {whole['share']:.1%} (best runs {whole['best_share']:.1%}), {least}"
+        yield f"<h3>{_threads(whole['threads'])}</h3><p>{escape(text)}</p>"
+        rows = []
+        for case in found["cases"]:
+            if case["threads"] == whole["threads"]:
+                share, low, high = (case["gflops"][name] / whole["peak_gflops"] for name in ("median", "min", "max"))
+                ratios = "".join(f", {ratio['median']:.2f} x {who}" for who, ratio in case["ratio"].items())
+                text = f"{share:.0%} ({case['gflops']['median']:.0f}){ratios}"
+                rows.append(Bar(case["name"], share, low, high, text))
+        yield bars(rows, ceiling=1.0)
+    for probe in found["probes"]:
+        if probe["spell"] is not None:
+            yield f'<p class="invalid">{_threads(probe["threads"])}: {escape(probe["spell"])}</p>'
 
 
 def loader_section(found: Found) -> Iterator[str]:

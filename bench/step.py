@@ -3,8 +3,8 @@
     python -m bench.step --model gpt2-124m --batch 4 --seq 256 --peers torch
 
 The trainer runs as in `pytrain train`, with loader, metrics and progress, in a process of its own; so does each peer.
-They take turns in every round, and the peak of the arithmetic is probed between them. FLOPs are 6 N + 12 L T d per
-token (N parameters, an untied input embedding left out; d = heads * head size); `mfu` is their share of the peak.
+They take turns in every round, and between them arithmetic and reading memory are probed. FLOPs are 6 N + 12 L T d
+per token (N parameters, an untied input embedding left out; d = heads * head size); `mfu` is their share of the peak.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pytrain.progress import compact
 
 from . import _record
 from ._peers import PEERS, Peer, chosen_peers, start_peer, start_trainer
+from ._probe import Probe, Reading, mean_of
 from ._synthetic import MODELS, synthetic_run
 from ._worker import Worker, WorkerError
 
@@ -52,8 +53,8 @@ class Turn:
 
     seconds: list[float]
     losses: list[float]
-    peak_gflops: float
-    """Mean of the probes before and after."""
+    probed: Reading
+    """Means of the probes before and after."""
     answer: Mapping[str, Any]
 
 
@@ -69,19 +70,12 @@ class Contest:
         from pytrain.native import native
 
         self.config = config
-        self._device = native().CpuDevice(threads=threads)
+        self.probe = Probe(native().CpuDevice(threads=threads), config.precision.dtype)
         self.turns: dict[str, list[Turn]] = {}
         self.profiles: dict[str, dict[str, Any]] = {}
-        self.probes: list[float] = []
         length = config.data.sequence_length
         self.tokens = config.batch.global_batch * length
         self.flops = self.tokens * flops_per_token(config.model, length)
-
-    def _probe(self) -> float:
-        from .peak import peak_gflops
-
-        self.probes.append(peak_gflops(self._device, self.config.precision.dtype, runs=3))
-        return self.probes[-1]
 
     def run(self, workers: Mapping[str, Worker], rounds: int, steps: int) -> None:
         """All rounds, then one profiled step of each.
@@ -89,24 +83,24 @@ class Contest:
         Raises:
             WorkerError: one of them ended.
         """
-        before = self._probe()
+        before = self.probe.take()
         for _ in range(rounds):
             for name, worker in workers.items():
                 answer = worker.ask("steps", count=steps)
-                after = self._probe()
-                turn = Turn(answer["seconds"], answer["loss"], (before + after) / 2, answer)
+                after = self.probe.take()
+                turn = Turn(answer["seconds"], answer["loss"], mean_of(before, after), answer)
                 self.turns.setdefault(name, []).append(turn)
                 before = after
         for name, worker in workers.items():
             self.profiles[name] = profile = worker.ask("profile")
             if "products_gflops" in profile:
-                profile["products_share"] = profile["products_gflops"] / self._probe()
+                profile["products_share"] = profile["products_gflops"] / self.probe.take().gflops
 
     def figures(self, name: str) -> dict[str, Any]:
         """What is reported of a participant."""
         turns = self.turns[name]
         seconds = [value for turn in turns for value in turn.seconds]
-        shares = [self.flops / statistics.median(turn.seconds) / turn.peak_gflops / 1e9 for turn in turns]
+        shares = [self.flops / statistics.median(turn.seconds) / turn.probed.gflops / 1e9 for turn in turns]
         profile = {key: value for key, value in self.profiles[name].items() if key != "spans"}
         return {
             "tokens_per_s": self.tokens / statistics.median(seconds),
@@ -115,6 +109,7 @@ class Contest:
             **profile,
             "step_seconds": _record.summary(seconds),
             "mfu_of_rounds": _record.summary(shares),
+            "read_gb_s_of_rounds": _record.summary([turn.probed.read_gb_s for turn in turns]),
             "losses": [value for turn in turns for value in turn.losses],
         }
 
@@ -211,7 +206,7 @@ def _results(contest: Contest, options: Mapping[str, Any], skipped: Mapping[str,
         "mfu_causal": ours["mfu"] * causal,
         "tokens": contest.tokens,
         "flops": contest.flops,
-        "peak_gflops": _record.summary(contest.probes),
+        **contest.probe.record(),
         "memory": contest.turns[TRAINER][-1].answer["memory"],
         "peers": peers | {name: {"skipped": reason} for name, reason in skipped.items()},
         "ratios": {name: contest.ratio(name) for name in peers},
@@ -244,12 +239,15 @@ def _print(results: Mapping[str, Any], skipped: Mapping[str, str], profile: bool
             print(f"{name + ' products':<29} {found['products_share']:.1%} of peak, a layer's forward ones alone")
     print(f"as train reports it   {compact(results['tokens_per_s_reported'])} tokens/s")
     print(f"peak                  {_record.spread(results['peak_gflops'])} GFLOP/s")
+    print(f"reading memory        {_record.spread(results['read_gb_s'])} GB/s, probed as often")
     memory = ", ".join(f"{kind} {size / 1e9:.3f}" for kind, size in results["memory"].items())
     print(f"memory                {memory} GB")
     print(
         f"Python                {results['python_seconds'] * 1e3:.3f} ms a step beside {results['native_calls']} "
         f"native calls and {results['collectives']} collectives"
     )
+    if results["spell"] is not None:
+        print(results["spell"])
     if results["peers"] and not results["valid"]:
         print(f"{'invalid' if results['valid'] is False else 'unknown'}: {results['validity']}")
     if profile:

@@ -65,10 +65,8 @@ py::capsule lend(const py::object& self, const py::object& max_version, const py
         return dlpack::lend<dlpack::DLManagedTensorVersioned>(buffer.tensor(), buffer.elements(), device, self);
     return dlpack::lend<dlpack::DLManagedTensor>(buffer.tensor(), buffer.elements(), device, self);
 }
-}  // namespace
 
-void bind_core(py::module_& module) {
-    py::register_exception<Error>(module, "Error", PyExc_ValueError);
+void bind_any_device(py::module_& module) {
     py::class_<Device>(
         module, "Device",
         "What a model asks of a device; see native/device.h. Operations take C-contiguous float32 arrays, "
@@ -98,9 +96,15 @@ void bind_core(py::module_& module) {
         "hip_device", &make_hip_device, py::arg("index"), py::arg("rocblas") = false,
         "GPU `index` of those that are visible, as a Device; Error where this build has no HIP, or no GPU is there.\n"
         "rocblas: it multiplies by rocBLAS; Error where this build has none.");
+}
+
+void bind_started_copies(py::module_& module) {
     py::class_<StartedCopies>(module, "StartedCopies", "Copies on their way: see Device.record_copies.")
         .def("done", &StartedCopies::done, Gil(), "Whether all have arrived; does not wait.")
         .def("wait", &StartedCopies::wait, Gil(), "Returns when all have arrived.");
+}
+
+void bind_buffer(py::module_& module) {
     py::class_<Buffer>(
         module, "Buffer",
         "A typed flat range of device memory, zeroed, counted by kind; some are parts of a stage's arena.")
@@ -147,6 +151,9 @@ void bind_core(py::module_& module) {
             py::kw_only(), py::arg("stream") = py::none(), py::arg("max_version") = py::none(),
             py::arg("dl_device") = py::none(), py::arg("copy") = py::none(),
             "(elements,) float32 or uint16 as a capsule without a copy; BufferError where a copy is asked for.");
+}
+
+void bind_pinned_buffer(py::module_& module) {
     py::class_<PinnedBuffer>(module, "PinnedBuffer",
                              "Host memory that copies of a device's queues and MPI may use, counted as staging.")
         .def(py::init<Device&, std::int64_t>(), py::arg("device"), py::arg("bytes"), py::keep_alive<1, 2>())
@@ -159,6 +166,15 @@ void bind_core(py::module_& module) {
                                  buffer.data(), self);
             },
             "(bytes,) uint8; shares the buffer's memory");
+}
+}  // namespace
+
+void bind_core(py::module_& module) {
+    py::register_exception<Error>(module, "Error", PyExc_ValueError);
+    bind_any_device(module);
+    bind_started_copies(module);
+    bind_buffer(module);
+    bind_pinned_buffer(module);
 }
 
 }  // namespace pytrain

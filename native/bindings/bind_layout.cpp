@@ -20,9 +20,8 @@ const char* name_of_init(TensorSpec::Init init) {
 }
 
 py::tuple pair(const Range& range) { return py::make_tuple(range.begin, range.end); }
-}  // namespace
 
-void bind_layout(py::module_& module) {
+void bind_shape(py::module_& module) {
     py::class_<Shape>(module, "Shape", "Shape of a model; see native/model/shape.h.")
         .def(py::init([](std::int64_t layers, std::int64_t hidden, std::int64_t heads, std::int64_t kv_heads,
                          std::int64_t head_size, std::int64_t ffn, std::int64_t vocabulary, std::int64_t context,
@@ -61,7 +60,9 @@ void bind_layout(py::module_& module) {
         .def_readonly("tied_head", &Shape::tied_head)
         .def_property_readonly("op_count", [](const Shape& shape) { return Ops(shape.layers).count(); })
         .def("op_name", [](const Shape& shape, std::int64_t op) { return Ops(shape.layers).name(op); }, py::arg("op"));
+}
 
+void bind_policy(py::module_& module) {
     py::class_<Policy>(module, "Policy", "Storage type of each kind of tensor: fp32, bf16 or fp16.")
         .def(py::init([](const std::string& weights, const std::string& activations, const std::string& gradients,
                          const std::string& gradient_reduction, const std::string& master) {
@@ -76,7 +77,10 @@ void bind_layout(py::module_& module) {
         .def_property_readonly("gradient_reduction",
                                [](const Policy& policy) { return name_of(policy.gradient_reduction); })
         .def_property_readonly("master", [](const Policy& policy) { return name_of(policy.master); });
+}
 
+// Rows of the parameter table.
+void bind_rows(py::module_& module) {
     py::class_<TensorSpec>(module, "TensorSpec", "One row of the parameter table; see native/model/layout.h.")
         .def_readonly("name", &TensorSpec::name)
         .def_readonly("bucket", &TensorSpec::bucket)
@@ -115,7 +119,9 @@ void bind_layout(py::module_& module) {
         .def_readonly("begin", &Piece::begin)
         .def_readonly("end", &Piece::end)
         .def_readonly("shard_offset", &Piece::shard_offset);
+}
 
+void bind_table(py::module_& module) {
     py::class_<Layout>(module, "Layout", "The parameter table of a range of ops on one tensor-parallel rank.")
         .def(py::init<const Shape&, std::int64_t, std::int64_t, std::int64_t, std::int64_t>(), py::arg("shape"),
              py::arg("first_op"), py::arg("last_op"), py::arg("tp_rank") = 0, py::arg("tp_size") = 1)
@@ -126,7 +132,9 @@ void bind_layout(py::module_& module) {
         .def("shard_elements", &Layout::shard_elements, py::arg("bucket"), py::arg("shards"))
         .def("parts", &Layout::parts, py::arg("bucket"), py::arg("shards"), py::arg("limit"))
         .def("pieces", &Layout::pieces, py::arg("bucket"), py::arg("shard"), py::arg("shards"), py::arg("limit") = 0);
+}
 
+void bind_ranges(py::module_& module) {
     module.def(
         "balanced",
         [](std::int64_t n, std::int64_t part, std::int64_t parts) { return pair(balanced(n, part, parts)); },
@@ -139,6 +147,15 @@ void bind_layout(py::module_& module) {
         },
         py::arg("shape"), py::arg("tp_rank"), py::arg("tp_size"),
         "(heads, kv_heads, ranks that hold the same kv_heads), each (begin, end)");
+}
+}  // namespace
+
+void bind_layout(py::module_& module) {
+    bind_shape(module);
+    bind_policy(module);
+    bind_rows(module);
+    bind_table(module);
+    bind_ranges(module);
 }
 
 }  // namespace pytrain

@@ -93,9 +93,8 @@ py::array integer_view(const py::object& self, const Place& place, std::int64_t 
                      std::vector<py::ssize_t>{stage.config().batch * stage.config().length},
                      stage.integers(place, slot), self);
 }
-}  // namespace
 
-void bind_stage(py::module_& module) {
+void bind_arena(py::module_& module) {
     module.def(
         "plan_arena",
         [](const Shape& shape, const Policy& policy, std::int64_t first_op, std::int64_t last_op, std::int64_t batch,
@@ -112,8 +111,13 @@ void bind_stage(py::module_& module) {
         py::arg("training") = true, py::arg("defer_weight") = false, py::arg("head_chunk") = 0,
         py::arg("sequence_parallel") = false, py::arg("gradient_shards") = 0,
         "(bytes, table) of the arena a Stage of these arguments would allocate");
+}
 
-    py::class_<Stage>(module, "Stage", "A range of ops on one rank; see native/model/stage.h.")
+using PythonStage = py::class_<Stage>;
+
+// What it is made of.
+void bind_facts(PythonStage& stage) {
+    stage
         .def(py::init([](Device& device, const Shape& shape, const Policy& policy, std::int64_t first_op,
                          std::int64_t last_op, std::int64_t batch, std::int64_t length,
                          const std::vector<std::string>& recompute, std::int64_t tp_rank, std::int64_t tp_size,
@@ -135,7 +139,12 @@ void bind_stage(py::module_& module) {
         .def_property_readonly(
             "head_chunk", [](const Stage& stage) { return stage.arena().head_chunk; }, "rows of logits at a time")
         .def_property_readonly("arena_bytes", [](const Stage& stage) { return stage.arena().bytes; })
-        .def_property_readonly("arena_table", [](const Stage& stage) { return arena_table(stage.arena()); })
+        .def_property_readonly("arena_table", [](const Stage& stage) { return arena_table(stage.arena()); });
+}
+
+// Where its weights and gradients lie.
+void bind_buffers(PythonStage& stage) {
+    stage
         .def(
             "bind_weights",
             [](Stage& stage, std::int64_t bucket, std::uintptr_t address) {
@@ -151,9 +160,14 @@ void bind_stage(py::module_& module) {
             py::arg("bucket"), py::arg("address"))
         .def("gradient_buffer", &gradient_buffer, py::arg("bucket"), py::keep_alive<0, 1>(),
              "The gradients of a bucket where they lie in the arena, bound already; None where they lie elsewhere.")
-        .def(
-            "overwrite_gradients", &Stage::overwrite_gradients,
-            "From here on the first gradient of each tensor takes the place of what is there, instead of adding to it.")
+        .def("overwrite_gradients", &Stage::overwrite_gradients,
+             "From here on the first gradient of each tensor takes the place of what is there, instead of adding to "
+             "it.");
+}
+
+// What it does: ranges of ops.
+void bind_calls(PythonStage& stage) {
+    stage
         .def(
             "forward",
             [](Stage& stage, std::int64_t slot, std::int64_t begin, std::int64_t end, const std::string& pass) {
@@ -168,7 +182,12 @@ void bind_stage(py::module_& module) {
         .def("backward", finished(&Stage::backward), py::arg("slot"), py::arg("begin"), py::arg("end"))
         .def("backward_input", finished(&Stage::backward_input), py::arg("slot"), py::arg("begin"), py::arg("end"))
         .def("backward_weight", finished(&Stage::backward_weight), py::arg("slot"), py::arg("begin"), py::arg("end"))
-        .def("recompute", finished(&Stage::recompute), py::arg("slot"), py::arg("begin"), py::arg("end"))
+        .def("recompute", finished(&Stage::recompute), py::arg("slot"), py::arg("begin"), py::arg("end"));
+}
+
+// What the caller writes before a forward pass, and what a stage hands to its neighbour.
+void bind_inputs(PythonStage& stage) {
+    stage
         .def(
             "tokens",
             [](const py::object& self, std::int64_t slot) {
@@ -205,7 +224,12 @@ void bind_stage(py::module_& module) {
                 const Stage& stage = self.cast<Stage&>();
                 return stream_view(self, stage.at(stage.arena().output, slot, stage.policy().activations));
             },
-            py::arg("slot"))
+            py::arg("slot"));
+}
+
+// What ranks exchange at the cuts of tensor parallelism.
+void bind_cuts(PythonStage& stage) {
+    stage
         .def_property_readonly(
             "dresidual",
             [](const py::object& self) {
@@ -252,7 +276,12 @@ void bind_stage(py::module_& module) {
             "sequence parallelism: gradient of what op gives, all rows, of which this rank's are there")
         .def_property_readonly(
             "stream_rows", [](const Stage& stage) { return py::make_tuple(stage.stream().begin, stage.stream().end); },
-            "rows of the residual stream that are here, (begin, end)")
+            "rows of the residual stream that are here, (begin, end)");
+}
+
+// What the head leaves for the loss and the optimizer.
+void bind_results(PythonStage& stage) {
+    stage
         .def(
             "statistics",
             [](const py::object& self, std::int64_t slot) {
@@ -271,6 +300,18 @@ void bind_stage(py::module_& module) {
                                  self.cast<Stage&>().scalars(), self);
             },
             "(6,) float64: loss_sum, target_count, gradient_norm, clip_factor, finite, gradient_scale");
+}
+}  // namespace
+
+void bind_stage(py::module_& module) {
+    bind_arena(module);
+    PythonStage stage(module, "Stage", "A range of ops on one rank; see native/model/stage.h.");
+    bind_facts(stage);
+    bind_buffers(stage);
+    bind_calls(stage);
+    bind_inputs(stage);
+    bind_cuts(stage);
+    bind_results(stage);
 }
 
 }  // namespace pytrain

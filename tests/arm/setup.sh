@@ -49,11 +49,28 @@ PYTHON
 }
 
 # --- pytrain -----------------------------------------------------------------------------------------------------
+# What builds it is of this machine: under the platform below pip would fetch that for Arm too, CMake among it, and the
+# `cmake` of a pip package does not find itself in the environment that pip builds in.
+builder=$folder/build
+tools() {
+    [ ! -e "$builder/ready" ] || return 0
+    local wanted
+    mapfile -t wanted < <(python3 "$here/tests/arm/requirements.py" --build)
+    cmake --version >/dev/null 2>&1 || wanted+=(cmake)
+    ninja --version >/dev/null 2>&1 || make --version >/dev/null 2>&1 || wanted+=(ninja)
+    rm -rf "$builder"
+    python3 -m venv "$builder"
+    "$builder/bin/python" -m pip install --quiet "${wanted[@]}"
+    touch "$builder/ready"
+}
+
 wheel() {
+    tools
     export SKBUILD_CMAKE_ARGS="-DCMAKE_TOOLCHAIN_FILE=$here/cmake/aarch64-linux-gnu.cmake"
     export _PYTHON_HOST_PLATFORM=linux-aarch64 SKBUILD_INSTALL_STRIP=false
     rm -rf "$folder/wheel"
-    python3 -m pip wheel --quiet --no-deps --wheel-dir "$folder/wheel" "$here"
+    PATH=$builder/bin:$PATH "$builder/bin/python" -m pip wheel --quiet --no-deps --no-build-isolation \
+        --wheel-dir "$folder/wheel" "$here"
     # Its Python files would hide changes of the checkout: the compiled modules alone are taken.
     rm -rf "$folder/native" && mkdir -p "$folder/native"
     python3 -m zipfile -e "$folder"/wheel/pytrain-*_aarch64.whl "$folder/unpacked"

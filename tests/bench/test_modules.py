@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -20,14 +21,163 @@ def test_peak(tmp_path: Path) -> None:
     assert case["threads"] == 1
     for name in ("fp32_gflops", "bf16_gflops", "read_gb_s", "copy_gb_s"):
         check_summary(case[name], 2)
+    assert [row["bytes_per_thread"] for row in case["sizes"]] == [256 * 2**10]  # the others exceed a mebibyte
+    check_summary(case["sizes"][0]["copy_gb_s"], 2)
+    assert found["machine"]["threads"] == 1
+
+
+def test_copies_are_of_what_threads_touch_together() -> None:
+    from bench.peak import copy_by_size
+
+    copied: list[int] = []
+
+    class Device:
+        threads = 2
+
+        def fill(self, array: np.ndarray, value: float) -> None:
+            array.fill(value)
+
+        def copy(self, destination: np.ndarray, source: np.ndarray) -> None:
+            copied.append(destination.nbytes + source.nbytes)
+
+    assert copy_by_size(Device(), 4096, runs=1) > 0  # type: ignore[arg-type]
+    assert set(copied) == {2 * 4096}
 
 
 def test_matmul(tmp_path: Path) -> None:
-    found = measure("matmul", tmp_path, "--threads", "1", "--runs", "1", "--rows", "8")
+    found = measure("matmul", tmp_path, "--threads", "1", "--runs", "2", "--rows", "8")
     names = [case["name"] for case in found["cases"]]
     assert len(names) == len(set(names)) == 15
     assert {"qkv forward", "mlp.down dX", "head dW"} <= set(names)
-    assert all(case["gflops"] > 0 and case["share"] > 0 for case in found["cases"])
+    (probe,) = found["probes"]
+    peak = probe["peak_gflops"]["max"]
+    for case in found["cases"]:
+        check_summary(case["gflops"], 2)
+        check_summary(case["seconds"], 2)
+        assert case["share"] == pytest.approx(case["gflops"]["median"] / peak)
+        assert case["peers"] == case["ratio"] == {}
+    (whole,) = found["weighted"]
+    layer = 8 * 768 * 768 * (3 + 1 + 4 + 4)  # rows by inputs by outputs of a layer's four matrices
+    assert whole["flops"] == pytest.approx(3 * 2 * (12 * layer + 8 * 768 * 50257))
+    seconds = sum(case["repeats"] * case["seconds"]["median"] for case in found["cases"])
+    assert whole["share"] == pytest.approx(whole["flops"] / seconds / 1e9 / peak)
+    assert whole["least_share"] == min(case["share"] for case in found["cases"])
+    for name in ("read_gb_s", "peak_gflops"):
+        check_summary(probe[name], 6)  # before and after each of five matrices
+    assert found["machine"]["threads"] == 1
+
+
+def test_products_are_called_as_a_step_calls_them() -> None:
+    from bench._products import layers, products
+    from bench.matmul import step_head_rows
+
+    called = {product.name: product for layer in layers() for product in products(layer, 1024)}
+    epilogues = {name: set(product.epilogue) for name, product in called.items() if product.epilogue}
+    assert epilogues == {
+        "qkv forward": {"bias"},
+        "attention.out forward": {"bias", "residual"},
+        "mlp.up forward": {"bias", "activated"},
+        "mlp.down forward": {"bias", "residual"},
+    }
+    assert [name for name, product in called.items() if product.accumulate] == ["head dW"]
+    assert {name for name, product in called.items() if product.fp32_result} == {
+        "head forward",
+        *(name for name in called if name.endswith("dW")),
+    }
+    assert called["mlp.down dX"][2:6] == ("NT", 1024, 3072, 768)
+    rows = step_head_rows(1024, "fp32")
+    assert rows * 50257 * 4 <= 128 * 2**20 < (rows + 1024) * 50257 * 4  # what a stage's arena has room for
+    assert step_head_rows(8, "bf16") == 8
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_everybody_computes_the_same_product(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import _products
+    from pytrain.native import native
+
+    monkeypatch.setattr(_products, "last_cache_bytes", lambda: 20_000)
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: nothing to compare with")
+    device = native().CpuDevice(threads=1)
+    for kind in ("NN", "NT", "TN"):
+        product = _products.Product("x", kind, kind, 9, 21, 33, fp32_result=False)
+        rotation = _products.Rotation(product, dtype)
+        sets = rotation.sets
+        assert len(sets) == 3 * 20_000 // sum(array.nbytes for array in sets[0][:3]) + 1 > 2
+        assert all(array.ctypes.data % 64 == 0 for one in sets for array in one[:3])
+        calls = [rotation.own_call(device), rotation.torch_call(torch)]
+        if dtype == "fp32":
+            calls.append(rotation.numpy_call())
+        for operands in sets:
+            operands.c[...] = 0
+        for call in calls:
+            call()  # each takes the next set
+        answers = [_wide(one.c) for one in sets[: len(calls)]]
+        a, b = (_wide(array).astype(np.float64) for array in sets[0][1:3])
+        reference = (a.T if kind[0] == "T" else a) @ (b.T if kind[1] == "T" else b)
+        for answer in answers:
+            assert np.abs(answer - reference).max() < (1e-4 if dtype == "fp32" else 0.01) * np.abs(reference).max()
+        assert not _wide(sets[len(calls)].c).any()
+
+
+def _wide(values: np.ndarray) -> np.ndarray:
+    return values.view(ml_dtypes.bfloat16).astype(np.float32) if values.dtype == np.uint16 else values
+
+
+def test_matmul_beside_peers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
+    options = ("--threads", "1", "--runs", "2", "--rows", "4", "--peers", "numpy", "--peers", "torch")
+    found = measure("matmul", tmp_path, *options)
+    assert "OPENBLAS_CORETYPE is left out" in capfd.readouterr().out
+    torch = _record.installed("torch") != _record.NOT_INSTALLED
+    for case in found["cases"]:
+        assert set(case["ratio"]) == {"numpy", *(["torch"] if torch else [])}
+        assert case["epilogue"] == []
+        for who, ratio in case["ratio"].items():
+            check_summary(ratio, 2)
+            own, theirs = case["gflops"]["values"], case["peers"][who]["values"]
+            assert ratio["values"] == pytest.approx([mine / other for mine, other in zip(own, theirs, strict=True)])
+    name, least = found["weighted"][0]["least_ratio_numpy"]
+    assert least == min(case["ratio"]["numpy"]["median"] for case in found["cases"])
+    assert name in {case["name"] for case in found["cases"]}
+
+
+def test_matmul_takes_turns() -> None:
+    from bench.matmul import turns
+
+    order: list[str] = []
+    times = turns({name: (lambda name=name: order.append(name)) for name in "AB"}, 2)
+    assert "".join(order) == "AB" + 2 * "AABB"  # each timed call follows one of its own that is not
+    assert [len(seconds) for seconds in times.values()] == [2, 2]
+    order.clear()
+    turns({"A": lambda: order.append("A")}, 3)
+    assert order == list("AAAA")
+
+
+def test_probes_that_differ_are_a_sentence() -> None:
+    from bench._probe import Reading, mean_of, spell
+
+    assert spell([Reading(100.0, 40.0), Reading(114.0, 35.0)]) is None
+    found = spell([Reading(100.0, 40.0), Reading(101.0, 30.0)])
+    assert found is not None
+    assert "reading memory from 30.0 to 40.0 GB/s" in found
+    assert "arithmetic" not in found
+    both = spell([Reading(100.0, 40.0), Reading(80.0, 30.0)])
+    assert both is not None
+    assert "arithmetic from 80.0 to 100.0 GFLOP/s" in both
+    assert mean_of(Reading(1.0, 2.0), Reading(3.0, 6.0)) == Reading(2.0, 4.0)
+
+
+def test_the_last_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import _probe
+
+    monkeypatch.setattr(_probe, "CACHES", tmp_path)
+    assert _probe.last_cache_bytes() == 32 * 2**20  # a kernel that shows none
+    for number, size in enumerate(("48K", "1M", "98304K")):
+        (tmp_path / f"index{number}").mkdir()
+        (tmp_path / f"index{number}" / "size").write_text(f"{size}\n", encoding="ascii")
+    assert _probe.last_cache_bytes() == 96 * 2**20
 
 
 @pytest.fixture

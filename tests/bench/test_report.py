@@ -60,6 +60,7 @@ def step_result() -> dict[str, Any]:
             "machine": {"cpu": "x"},
             "options": {"model": "gpt2-124m", "batch": 4, "seq": 256, "dtype": "fp32"},
             "valid": False,
+            "spell": "probes differ",
         },
         **{"validity": "torch_eager reached 1 %", "peers": peers},
         "ratios": {"torch_eager": {"speed": summary(2.0) | {"median": 2.0}, "memory": 0.7}},
@@ -83,7 +84,10 @@ def test_every_kind_has_its_section(
         {"bench": "peers", "machine": machine, "cases": [
             {"dtype": "fp32", "name": "qkv dX", "unit": "GFLOP/s", "rate": rates}]},
         {"bench": "matmul", "machine": machine, "cases": [
-            {"name": "qkv dX", "share": 0.9, "gflops": 100.0, "threads": 1}]},
+            {"name": "qkv dX", "gflops": summary(90.0), "threads": 1, "ratio": {"numpy": summary(1.5)}}],
+            "options": {"dtype": "bf16"}, "probes": [{"threads": 1, "spell": "probes <differ>"}],
+            "weighted": [{"threads": 1, "peak_gflops": 200.0, "share": 0.87, "best_share": 0.88, "least": "qkv dX",
+                          "least_share": 0.81}]},
         {"bench": "collectives", "machine": machine, "cases": [
             {"ranks": 2, "bytes": 1024, "seconds": {"MPI": summary(1e-6), "ring": summary(2e-6)}}]},
         {"bench": "scaling", "machine": machine, "cases": [
@@ -106,6 +110,10 @@ def test_every_kind_has_its_section(
     for name in report.SECTIONS:
         assert f"<code>bench.{name}</code></h2>" in text
     assert "Invalid: torch_eager reached 1 %" in text
+    assert "1 thread, 256 KiB" in text
+    assert "probes &lt;differ&gt;" in text
+    assert "weighted by FLOPs over a step 87.0% (best runs 88.0%), least qkv dX 81.0%" in text
+    assert "68% (135), 2.25 x numpy" in text
     assert "torch_compile: skipped: no compiler" in text
     assert "a&lt;b" in text
     assert "<td>gpt2-124m 4 x 256 fp32, torch_eager</td><td>100</td><td>50.0%</td><td>1.00 GB</td>" in text

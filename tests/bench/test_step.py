@@ -32,6 +32,13 @@ def test_step_writes_what_is_promised(tmp_path: Path, capsys: pytest.CaptureFixt
     found = measure("step", tmp_path, *TINY, "--steps", "2", "--rounds", "2", "--profile", str(trace))
     assert set(found) >= FIGURES | {"mfu_causal", "losses", "peers", "ratios", "valid", "native_calls"}
     check_summary(found["step_seconds"], 4)
+    check_summary(found["peak_gflops"], 3)  # before, and after each of two turns
+    check_summary(found["read_gb_s"], 3)
+    before, between, after = found["read_gb_s"]["values"]
+    assert found["read_gb_s_of_rounds"]["values"] == pytest.approx([(before + between) / 2, (between + after) / 2])
+    output = capsys.readouterr().out
+    assert "reading memory" in output
+    assert (found["spell"] is None) == ("probes within this run differ" not in output)
     assert found["tokens_per_s"] == pytest.approx(32 / found["step_seconds"]["median"])
     # What `pytrain train` reports leaves out its own line and display, and nothing else.
     assert found["tokens_per_s_reported"] >= found["tokens_per_s"]
@@ -46,7 +53,7 @@ def test_step_writes_what_is_promised(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {"step", "adamw", "mlp.forward"} <= {event["name"] for event in spans}
     step = next(event for event in spans if event["name"] == "step")
     assert all(event["ts"] >= 0 and event["ts"] + event["dur"] <= step["dur"] + 1e-3 for event in spans)
-    assert f"wrote {trace}" in capsys.readouterr().out
+    assert f"wrote {trace}" in output
 
 
 def test_step_on_two_slices(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,17 @@ def test_a_wrong_option_of_hip_is_a_sentence(capsys: pytest.CaptureFixture[str])
         hip.main(["--no-such-option"])
     assert ended.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("error: unrecognized arguments: --no-such-option")
+
+
+def test_hip_without_its_tools_is_a_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.hip", "--build", str(tmp_path / "build")]
+    for more, missing in (((), "hipcc"), (("--architecture", "gfx942"), "clang-19")):
+        ended = subprocess.run([*command, *more], capture_output=True, text=True, env=os.environ | {"PATH": "/none"})
+        assert ended.returncode == 2
+        assert ended.stderr.startswith(f"error: {missing} is not installed: apt-get install ")
+        assert len(ended.stderr.splitlines()) == 1
+    ended = subprocess.run([*command, "--json", str(tmp_path)], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (2, f"error: {tmp_path} cannot be written: it is a folder\n")
 
 
 @pytest.mark.parametrize("name", [name for name in CLICK if name != "report"])
