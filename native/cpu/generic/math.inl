@@ -1,8 +1,36 @@
 // Loops and elementary functions over simd.h. Included inside an instruction set's anonymous namespace.
 //
-// A kernel's body is written once, for an `access` that is a whole vector or a tail.
+// A kernel's body is written once, for an `access` that is a whole vector or a tail, and for rows of any storage type:
+// Source and Target are pointers to elements that are widened as they are read and rounded as they are written.
+
+template <class Storage>
+struct Source {
+    const typename Storage::Element* first;
+    explicit Source(const void* row) : first(static_cast<const typename Storage::Element*>(row)) {}
+    Source operator+(std::int64_t n) const { return Source(first + n); }
+};
+
+template <class Storage>
+struct Target {
+    typename Storage::Element* first;
+    explicit Target(void* row) : first(static_cast<typename Storage::Element*>(row)) {}
+    explicit operator bool() const { return first != nullptr; }
+    Target operator+(std::int64_t n) const { return Target(first + n); }
+};
 
 struct Whole {
+    template <class Storage>
+    V read(Source<Storage> p) const {
+        return Storage::load(p.first);
+    }
+    template <class Storage>
+    V read(Target<Storage> p) const {
+        return Storage::load(p.first);
+    }
+    template <class Storage>
+    void write(Target<Storage> p, V x) const {
+        Storage::store(p.first, x);
+    }
     V read(const float* p) const { return load(p); }
     V read_or(const float* p, float) const { return load(p); }
     void write(float* p, V x) const { store(p, x); }
@@ -11,6 +39,18 @@ struct Whole {
 
 struct Tail {
     std::int64_t n;  // 0 < n < kLanes
+    template <class Storage>
+    V read(Source<Storage> p) const {
+        return Storage::load_n(p.first, n);
+    }
+    template <class Storage>
+    V read(Target<Storage> p) const {
+        return Storage::load_n(p.first, n);
+    }
+    template <class Storage>
+    void write(Target<Storage> p, V x) const {
+        Storage::store_n(p.first, x, n);
+    }
     V read(const float* p) const { return load_n(p, n, 0.0f); }
     V read_or(const float* p, float fill) const { return load_n(p, n, fill); }
     void write(float* p, V x) const { store_n(p, x, n); }
