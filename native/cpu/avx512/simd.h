@@ -22,6 +22,8 @@ constexpr std::int64_t kMostLanes = kLanes;
 
 inline __mmask16 lanes(std::int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
+constexpr bool kSideBySide = true;
+
 inline V set(float x) { return _mm512_set1_ps(x); }
 inline V load(const float* p) { return _mm512_loadu_ps(p); }
 inline V load_n(const float* p, std::int64_t n, float fill) { return _mm512_mask_loadu_ps(set(fill), lanes(n), p); }

@@ -19,11 +19,11 @@ inline void prefetch_line(const Element* p, std::int64_t i) {
     if (kMostLanes == 16) prefetch(p, i);
 }
 
-// The line of element i 1 KiB ahead: gate and up lie in rows of two halves, so that a hardware prefetcher has to find
-// both streams anew in every row.
-template <class Element>
-inline void prefetch_ahead(const Element* p, std::int64_t i) {
-    prefetch(p + 1024 / sizeof(Element), i);
+// The lines of elements i and on 1 KiB ahead: gate and up lie in rows of two halves, so that a hardware prefetcher has
+// to find both streams anew in every row.
+template <class Element, class Access>
+inline void prefetch_ahead(const Element* p, std::int64_t i, Access) {
+    for (std::int64_t j = 0; j < Access::kVectors; ++j) prefetch(p + 1024 / sizeof(Element), i + j * kLanes);
 }
 
 // --- storage types: 4 + 2 bytes per element ---------------------------------------------------------
@@ -101,7 +101,8 @@ void scale_row(float* y, float factor, std::int64_t n) {
 constexpr float kGeluLinear = 1.5957691216057308f;  // 2 sqrt(2/pi)
 constexpr float kGeluCubic = 0.044715f;
 
-inline V gelu_argument(V x) {  // 2u
+template <class X>
+PYTRAIN_INLINED X gelu_argument(X x) {  // 2u
     return mul(mul(set(kGeluLinear), x), fma(mul(set(kGeluCubic), x), x, set(1.0f)));
 }
 
@@ -110,8 +111,8 @@ template <class Storage>
 void gelu_forward_row(void* y, const void* x, std::int64_t n) {
     const Target<Storage> out(y);
     const Source<Storage> in(x);
-    for_vectors(n, [&](std::int64_t i, auto access) {
-        const V value = access.read(in + i);
+    for_pairs(n, [&](std::int64_t i, auto access) {
+        const auto value = access.read(in + i);
         access.write(out + i, mul(value, sigmoid(gelu_argument(value))));
     });
 }
@@ -122,14 +123,14 @@ template <class Storage>
 void gelu_backward_row(void* dx, void* y, const void* dy, const void* x, std::int64_t n) {
     const Target<Storage> out(dx), again(y);
     const Source<Storage> gradient(dy), in(x);
-    for_vectors(n, [&](std::int64_t i, auto access) {
+    for_pairs(n, [&](std::int64_t i, auto access) {
         // Beyond 30 the derivative is 0 or 1 to the last bit, while x^3 could overflow and meet a 0.
-        const V given = access.read(in + i);
-        const V value = clamp(given, -30.0f, 30.0f);
-        const V s = sigmoid(gelu_argument(value));
+        const auto given = access.read(in + i);
+        const auto value = clamp(given, -30.0f, 30.0f);
+        const auto s = sigmoid(gelu_argument(value));
         if (again) access.write(again + i, mul(given, s));
-        const V slope = mul(set(kGeluLinear), fma(mul(set(3.0f * kGeluCubic), value), value, set(1.0f)));
-        const V derivative = fma(mul(mul(value, s), sub(set(1.0f), s)), slope, s);
+        const auto slope = mul(set(kGeluLinear), fma(mul(set(3.0f * kGeluCubic), value), value, set(1.0f)));
+        const auto derivative = fma(mul(mul(value, s), sub(set(1.0f), s)), slope, s);
         access.write(out + i, mul(access.read(gradient + i), derivative));
     });
 }
@@ -139,10 +140,10 @@ template <class Storage>
 void swiglu_forward_row(void* y, const void* gate, const void* up, std::int64_t n) {
     const Target<Storage> out(y);
     const Source<Storage> gates(gate), ups(up);
-    for_vectors(n, [&](std::int64_t i, auto access) {
-        prefetch_ahead(gates.first, i);
-        prefetch_ahead(ups.first, i);
-        const V g = access.read(gates + i);
+    for_pairs(n, [&](std::int64_t i, auto access) {
+        prefetch_ahead(gates.first, i, access);
+        prefetch_ahead(ups.first, i, access);
+        const auto g = access.read(gates + i);
         access.write(out + i, mul(mul(g, sigmoid(g)), access.read(ups + i)));
     });
 }
@@ -154,16 +155,16 @@ void swiglu_backward_row(void* dgate, void* dup, void* y, const void* dy, const 
                          std::int64_t n) {
     const Target<Storage> gate_out(dgate), up_out(dup), again(y);
     const Source<Storage> gradient(dy), gates(gate), ups(up);
-    for_vectors(n, [&](std::int64_t i, auto access) {
-        prefetch_ahead(gates.first, i);
-        prefetch_ahead(ups.first, i);
-        prefetch_ahead(gradient.first, i);
-        const V g = access.read(gates + i);
-        const V d = access.read(gradient + i);
-        const V s = sigmoid(g);
-        const V derivative = mul(s, fma(g, sub(set(1.0f), s), set(1.0f)));
-        const V u = access.read(ups + i);
-        const V active = mul(g, s);
+    for_pairs(n, [&](std::int64_t i, auto access) {
+        prefetch_ahead(gates.first, i, access);
+        prefetch_ahead(ups.first, i, access);
+        prefetch_ahead(gradient.first, i, access);
+        const auto g = access.read(gates + i);
+        const auto d = access.read(gradient + i);
+        const auto s = sigmoid(g);
+        const auto derivative = mul(s, fma(g, sub(set(1.0f), s), set(1.0f)));
+        const auto u = access.read(ups + i);
+        const auto active = mul(g, s);
         if (again) access.write(again + i, mul(active, u));
         access.write(up_out + i, mul(d, active));
         access.write(gate_out + i, mul(mul(d, u), derivative));
