@@ -22,6 +22,9 @@ using cpu::Kernels;
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using Halves = py::array_t<std::uint16_t, py::array::c_style>;
 
+// What the row kernels of several storage types are tested with here; the others, in test_device.py.
+constexpr int kFp32 = static_cast<int>(DType::fp32);
+
 struct Field {
     const char* name;
     std::size_t offset;
@@ -40,15 +43,16 @@ constexpr std::array kFields = {
     PYTRAIN_FIELD(add, 1),
     PYTRAIN_FIELD(add_rows, kDTypes),
     PYTRAIN_FIELD(scale, 1),
-    PYTRAIN_FIELD(gelu_forward, 1),
-    PYTRAIN_FIELD(gelu_backward, 1),
-    PYTRAIN_FIELD(swiglu_forward, 1),
-    PYTRAIN_FIELD(swiglu_backward, 1),
-    PYTRAIN_FIELD(rope, 1),
-    PYTRAIN_FIELD(layernorm_forward, 1),
-    PYTRAIN_FIELD(layernorm_backward, 1),
-    PYTRAIN_FIELD(rmsnorm_forward, 1),
-    PYTRAIN_FIELD(rmsnorm_backward, 1),
+    PYTRAIN_FIELD(residual, kDTypes),
+    PYTRAIN_FIELD(gelu_forward, kDTypes),
+    PYTRAIN_FIELD(gelu_backward, kDTypes),
+    PYTRAIN_FIELD(swiglu_forward, kDTypes),
+    PYTRAIN_FIELD(swiglu_backward, kDTypes),
+    PYTRAIN_FIELD(rope, kDTypes),
+    PYTRAIN_FIELD(layernorm_forward, kDTypes),
+    PYTRAIN_FIELD(layernorm_backward, kDTypes),
+    PYTRAIN_FIELD(rmsnorm_forward, kDTypes),
+    PYTRAIN_FIELD(rmsnorm_backward, kDTypes),
     PYTRAIN_FIELD(maximum, 1),
     PYTRAIN_FIELD(exp_sum, 1),
     PYTRAIN_FIELD(softmax_columns, 1),
@@ -57,7 +61,7 @@ constexpr std::array kFields = {
     PYTRAIN_FIELD(softmax_backward, 1),
     PYTRAIN_FIELD(dot, 1),
     PYTRAIN_FIELD(sum_squares, 1),
-    PYTRAIN_FIELD(adamw, 1),
+    PYTRAIN_FIELD(adamw, kDTypes),
     PYTRAIN_FIELD(peak_flops, 1),
 };
 #undef PYTRAIN_FIELD
@@ -162,7 +166,7 @@ Floats scale(const std::string& isa, const Floats& y, float factor) {
 Floats gelu_forward(const std::string& isa, const Floats& x) {
     Floats y = row_of(x.size());
     float* const out = y.mutable_data();
-    run(isa, [&](const Kernels& kernels) { kernels.gelu_forward(out, x.data(), x.size()); });
+    run(isa, [&](const Kernels& kernels) { kernels.gelu_forward[kFp32](out, x.data(), x.size()); });
     return y;
 }
 
@@ -172,7 +176,7 @@ py::tuple gelu_backward(const std::string& isa, const Floats& dy, const Floats& 
     float* const out = dx.mutable_data();
     float* const again = y.mutable_data();
     const std::int64_t n = same_size(x, {{"dy", &dy}});
-    run(isa, [&](const Kernels& kernels) { kernels.gelu_backward(out, again, dy.data(), x.data(), n); });
+    run(isa, [&](const Kernels& kernels) { kernels.gelu_backward[kFp32](out, again, dy.data(), x.data(), n); });
     return py::make_tuple(dx, y);
 }
 
@@ -180,7 +184,7 @@ Floats swiglu_forward(const std::string& isa, const Floats& gate, const Floats& 
     const std::int64_t n = same_size(gate, {{"up", &up}});
     Floats y = row_of(n);
     float* const out = y.mutable_data();
-    run(isa, [&](const Kernels& kernels) { kernels.swiglu_forward(out, gate.data(), up.data(), n); });
+    run(isa, [&](const Kernels& kernels) { kernels.swiglu_forward[kFp32](out, gate.data(), up.data(), n); });
     return y;
 }
 
@@ -193,7 +197,7 @@ py::tuple swiglu_backward(const std::string& isa, const Floats& dy, const Floats
     float* const gate_out = dgate.mutable_data();
     float* const up_out = dup.mutable_data();
     run(isa, [&](const Kernels& kernels) {
-        kernels.swiglu_backward(gate_out, up_out, again, dy.data(), gate.data(), up.data(), n);
+        kernels.swiglu_backward[kFp32](gate_out, up_out, again, dy.data(), gate.data(), up.data(), n);
     });
     return py::make_tuple(dgate, dup, y);
 }
@@ -203,7 +207,7 @@ Floats rope(const std::string& isa, const Floats& x, const Floats& cos_sin, floa
           "rope needs x (heads, head_size) and cos_sin (head_size/2, 2)");
     Floats y({x.shape(0), x.shape(1)}, x.data());
     float* const out = y.mutable_data();
-    run(isa, [&](const Kernels& kernels) { kernels.rope(out, cos_sin.data(), x.shape(0), x.shape(1), sign); });
+    run(isa, [&](const Kernels& kernels) { kernels.rope[kFp32](out, cos_sin.data(), x.shape(0), x.shape(1), sign); });
     return y;
 }
 
@@ -217,7 +221,7 @@ py::tuple layernorm_forward(const std::string& isa, const Floats& x, const Float
     float mean = 0.0f;
     float rstd = 0.0f;
     run(isa, [&](const Kernels& kernels) {
-        kernels.layernorm_forward(out, &mean, &rstd, x.data(), weight.data(), bias.data(), 1, n, eps);
+        kernels.layernorm_forward[kFp32](out, &mean, &rstd, x.data(), weight.data(), bias.data(), 1, n, eps);
     });
     return py::make_tuple(y, mean, rstd);
 }
@@ -233,7 +237,8 @@ py::tuple layernorm_backward(const std::string& isa, const Floats& dx, const Flo
     float* const weight_out = dweight_sum.mutable_data();
     float* const bias_out = dbias_sum.mutable_data();
     run(isa, [&](const Kernels& kernels) {
-        kernels.layernorm_backward(x_out, weight_out, bias_out, dy.data(), x.data(), weight.data(), mean, rstd, n);
+        kernels.layernorm_backward[kFp32](x_out, weight_out, bias_out, dy.data(), x.data(), weight.data(), &mean, &rstd,
+                                          1, n);
     });
     return py::make_tuple(dx_sum, dweight_sum, dbias_sum);
 }
@@ -243,7 +248,9 @@ py::tuple rmsnorm_forward(const std::string& isa, const Floats& x, const Floats&
     Floats y = row_of(n);
     float* const out = y.mutable_data();
     float rstd = 0.0f;
-    run(isa, [&](const Kernels& kernels) { kernels.rmsnorm_forward(out, &rstd, x.data(), weight.data(), 1, n, eps); });
+    run(isa, [&](const Kernels& kernels) {
+        kernels.rmsnorm_forward[kFp32](out, &rstd, x.data(), weight.data(), 1, n, eps);
+    });
     return py::make_tuple(y, rstd);
 }
 
@@ -255,7 +262,7 @@ py::tuple rmsnorm_backward(const std::string& isa, const Floats& dx, const Float
     float* const x_out = dx_sum.mutable_data();
     float* const weight_out = dweight_sum.mutable_data();
     run(isa, [&](const Kernels& kernels) {
-        kernels.rmsnorm_backward(x_out, weight_out, dy.data(), x.data(), weight.data(), rstd, n);
+        kernels.rmsnorm_backward[kFp32](x_out, weight_out, dy.data(), x.data(), weight.data(), &rstd, 1, n);
     });
     return py::make_tuple(dx_sum, dweight_sum);
 }
@@ -328,7 +335,9 @@ py::tuple adamw(const std::string& isa, const Floats& master, const Floats& m, c
     float* const m_out = new_m.mutable_data();
     float* const v_out = new_v.mutable_data();
     const cpu::AdamWRow options = {row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8]};
-    run(isa, [&](const Kernels& kernels) { kernels.adamw(master_out, m_out, v_out, gradient.data(), n, &options); });
+    run(isa, [&](const Kernels& kernels) {
+        kernels.adamw[kFp32](nullptr, master_out, m_out, v_out, gradient.data(), n, &options);
+    });
     return py::make_tuple(new_master, new_m, new_v);
 }
 

@@ -61,12 +61,11 @@ void CpuDevice::adamw(const AdamW& options, Tensor weights, Tensor master, Tenso
         float* const mean = update_row(kernels_, m, first, piece.n, piece.scratch(1));
         float* const square = update_row(kernels_, v, first, piece.n, piece.scratch(2));
         const float* const slope = read_row(kernels_, gradient, first, piece.n, piece.scratch(3));
-        kernels_.adamw(value, mean, square, slope, piece.n, &row);
+        void* const rounded = weights.data == master.data ? nullptr : weights.at(first).data;
+        kernels_.adamw[static_cast<int>(weights.dtype)](rounded, value, mean, square, slope, piece.n, &row);
         write_row(kernels_, master, first, piece.n, value);
         write_row(kernels_, m, first, piece.n, mean);
         write_row(kernels_, v, first, piece.n, square);
-        if (weights.data != master.data)
-            kernels_.narrow[static_cast<int>(weights.dtype)](weights.at(first).data, value, piece.n);
     });
 }
 

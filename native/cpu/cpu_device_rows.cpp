@@ -129,12 +129,13 @@ void CpuDevice::residual_add(Tensor x, Tensor partial, Tensor bias, std::int64_t
     const std::int64_t step = rows_per_task(width);
     parallel_for(workspace_.threads(), ceil_div(rows, step), [=](std::int64_t task, int thread) {
         float* const scratch = workspace_.thread(thread);
+        const StoredRows stored(kernels_, x, partial);
         const float* const offset = bias ? read_row(kernels_, bias, 0, width, scratch) : nullptr;
         for (std::int64_t row = task * step; row < std::min(rows, (task + 1) * step); ++row) {
-            float* const sum = update_row(kernels_, x, row * width, width, scratch + width);
-            kernels_.add(sum, read_row(kernels_, partial, row * width, width, scratch + 2 * width), width);
-            if (offset != nullptr) kernels_.add(sum, offset, width);
-            write_row(kernels_, x, row * width, width, sum);
+            void* const sum = stored.update(x, row * width, width, scratch + width);
+            const void* const part = stored.read(partial, row * width, width, scratch + 2 * width);
+            kernels_.residual[stored.type()](sum, part, offset, width);
+            stored.write(x, row * width, width, sum);
         }
     });
 }
@@ -149,17 +150,18 @@ void CpuDevice::norm_forward(const Norm& norm, Tensor y, Queue*) {
         float* const scratch = workspace_.thread(thread);
         const float* const weight = read_row(kernels_, norm.weight, 0, width, scratch);
         const float* const bias = centered ? read_row(kernels_, norm.bias, 0, width, scratch + width) : nullptr;
+        const StoredRows stored(kernels_, norm.x, y);
         const std::int64_t end = std::min(norm.rows, (task + 1) * step);
         for (std::int64_t row = task * step; row < end; row += kNormRows) {
             const std::int64_t rows = std::min(kNormRows, end - row);
-            const float* const x = read_row(kernels_, norm.x, row * width, rows * width, scratch + 2 * width);
-            float* const out = output_row(y, row * width, scratch + (2 + kNormRows) * width);
+            const void* const x = stored.read(norm.x, row * width, rows * width, scratch + 2 * width);
+            void* const out = stored.output(y, row * width, scratch + (2 + kNormRows) * width);
             if (centered)
-                kernels_.layernorm_forward(out, norm.mean + row, norm.rstd + row, x, weight, bias, rows, width,
-                                           norm.eps);
+                kernels_.layernorm_forward[stored.type()](out, norm.mean + row, norm.rstd + row, x, weight, bias, rows,
+                                                          width, norm.eps);
             else
-                kernels_.rmsnorm_forward(out, norm.rstd + row, x, weight, rows, width, norm.eps);
-            write_row(kernels_, y, row * width, rows * width, out);
+                kernels_.rmsnorm_forward[stored.type()](out, norm.rstd + row, x, weight, rows, width, norm.eps);
+            stored.write(y, row * width, rows * width, out);
         }
     });
 }
@@ -179,16 +181,20 @@ void CpuDevice::norm_backward(const Norm& norm, Tensor dx, Tensor dweight, Tenso
         float* const weight_sum = partials + chunk * 2 * width;
         float* const bias_sum = weight_sum + width;
         std::fill(weight_sum, weight_sum + 2 * width, 0.0f);
-        for (std::int64_t row = chunk * step; row < std::min(norm.rows, (chunk + 1) * step); ++row) {
-            const float* const x = read_row(kernels_, norm.x, row * width, width, scratch + width);
-            const float* const d = read_row(kernels_, dy, row * width, width, scratch + 2 * width);
-            float* const sum = update_row(kernels_, dx, row * width, width, scratch + 3 * width);
+        const StoredRows stored(kernels_, norm.x, dy, dx);
+        const std::int64_t end = std::min(norm.rows, (chunk + 1) * step);
+        const std::int64_t rows_at_a_time = stored.in_place() ? step : 1;  // scratch holds one of each
+        for (std::int64_t row = chunk * step; row < end; row += rows_at_a_time) {
+            const std::int64_t rows = std::min(rows_at_a_time, end - row);
+            const void* const x = stored.read(norm.x, row * width, rows * width, scratch + width);
+            const void* const d = stored.read(dy, row * width, rows * width, scratch + 2 * width);
+            void* const sum = stored.update(dx, row * width, rows * width, scratch + 3 * width);
             if (centered)
-                kernels_.layernorm_backward(sum, weight_sum, bias_sum, d, x, weight, norm.mean[row], norm.rstd[row],
-                                            width);
+                kernels_.layernorm_backward[stored.type()](sum, weight_sum, bias_sum, d, x, weight, norm.mean + row,
+                                                           norm.rstd + row, rows, width);
             else
-                kernels_.rmsnorm_backward(sum, weight_sum, d, x, weight, norm.rstd[row], width);
-            write_row(kernels_, dx, row * width, width, sum);
+                kernels_.rmsnorm_backward[stored.type()](sum, weight_sum, d, x, weight, norm.rstd + row, rows, width);
+            stored.write(dx, row * width, rows * width, sum);
         }
     });
     const auto add_chunks = [=](Tensor gradient, const float* sums, std::int64_t column, std::int64_t columns,
@@ -208,21 +214,24 @@ void CpuDevice::norm_backward(const Norm& norm, Tensor dx, Tensor dweight, Tenso
 
 void CpuDevice::gelu_forward(Tensor y, Tensor x, std::int64_t n, Queue*) {
     for_pieces(workspace_, n, kPiece, [=](const Piece& piece) {
-        float* const out = output_row(y, piece.first, piece.scratch(0));
-        kernels_.gelu_forward(out, read_row(kernels_, x, piece.first, piece.n, piece.scratch(1)), piece.n);
-        write_row(kernels_, y, piece.first, piece.n, out);
+        const StoredRows stored(kernels_, x, y);
+        void* const out = stored.output(y, piece.first, piece.scratch(0));
+        const void* const value = stored.read(x, piece.first, piece.n, piece.scratch(1));
+        kernels_.gelu_forward[stored.type()](out, value, piece.n);
+        stored.write(y, piece.first, piece.n, out);
     });
 }
 
 void CpuDevice::gelu_backward(Tensor dx, Tensor dy, Tensor x, Tensor y, std::int64_t n, Queue*) {
     for_pieces(workspace_, n, kPiece, [=](const Piece& piece) {
-        const float* const d = read_row(kernels_, dy, piece.first, piece.n, piece.scratch(0));
-        const float* const value = read_row(kernels_, x, piece.first, piece.n, piece.scratch(1));
-        float* const out = output_row(dx, piece.first, piece.scratch(2));
-        float* const again = y ? output_row(y, piece.first, piece.scratch(3)) : nullptr;
-        kernels_.gelu_backward(out, again, d, value, piece.n);
-        write_row(kernels_, dx, piece.first, piece.n, out);
-        if (y) write_row(kernels_, y, piece.first, piece.n, again);
+        const StoredRows stored(kernels_, x, dy, dx, y ? y : x);
+        const void* const d = stored.read(dy, piece.first, piece.n, piece.scratch(0));
+        const void* const value = stored.read(x, piece.first, piece.n, piece.scratch(1));
+        void* const out = stored.output(dx, piece.first, piece.scratch(2));
+        void* const again = y ? stored.output(y, piece.first, piece.scratch(3)) : nullptr;
+        kernels_.gelu_backward[stored.type()](out, again, d, value, piece.n);
+        stored.write(dx, piece.first, piece.n, out);
+        if (y) stored.write(y, piece.first, piece.n, again);
     });
 }
 
@@ -243,50 +252,44 @@ void for_row_pieces(const Workspace& workspace, std::int64_t rows, std::int64_t 
 
 void CpuDevice::swiglu_forward(Tensor y, Tensor gate_up, std::int64_t rows, std::int64_t width, Queue*) {
     for_row_pieces(workspace_, rows, width, [=](std::int64_t row, const Piece& piece) {
+        const StoredRows stored(kernels_, gate_up, y);
         const std::int64_t gate_first = row * 2 * width + piece.first;
-        const float* const gate = read_row(kernels_, gate_up, gate_first, piece.n, piece.scratch(0));
-        const float* const up = read_row(kernels_, gate_up, gate_first + width, piece.n, piece.scratch(1));
-        float* const out = output_row(y, row * width + piece.first, piece.scratch(2));
-        kernels_.swiglu_forward(out, gate, up, piece.n);
-        write_row(kernels_, y, row * width + piece.first, piece.n, out);
+        const void* const gate = stored.read(gate_up, gate_first, piece.n, piece.scratch(0));
+        const void* const up = stored.read(gate_up, gate_first + width, piece.n, piece.scratch(1));
+        void* const out = stored.output(y, row * width + piece.first, piece.scratch(2));
+        kernels_.swiglu_forward[stored.type()](out, gate, up, piece.n);
+        stored.write(y, row * width + piece.first, piece.n, out);
     });
 }
 
 void CpuDevice::swiglu_backward(Tensor dgate_up, Tensor dy, Tensor gate_up, Tensor y, std::int64_t rows,
                                 std::int64_t width, Queue*) {
     for_row_pieces(workspace_, rows, width, [=](std::int64_t row, const Piece& piece) {
+        const StoredRows stored(kernels_, gate_up, dgate_up, dy, y ? y : dy);
         const std::int64_t gate_first = row * 2 * width + piece.first;
-        const float* const gate = read_row(kernels_, gate_up, gate_first, piece.n, piece.scratch(0));
-        const float* const up = read_row(kernels_, gate_up, gate_first + width, piece.n, piece.scratch(1));
+        const void* const gate = stored.read(gate_up, gate_first, piece.n, piece.scratch(0));
+        const void* const up = stored.read(gate_up, gate_first + width, piece.n, piece.scratch(1));
         const std::int64_t first = row * width + piece.first;
-        const float* const d = read_row(kernels_, dy, first, piece.n, piece.scratch(2));
-        float* const dgate = output_row(dgate_up, gate_first, piece.scratch(3));
-        float* const dup = output_row(dgate_up, gate_first + width, piece.scratch(4));
-        float* const again = y ? output_row(y, first, piece.scratch(5)) : nullptr;
-        kernels_.swiglu_backward(dgate, dup, again, d, gate, up, piece.n);
-        if (y) write_row(kernels_, y, first, piece.n, again);
-        write_row(kernels_, dgate_up, gate_first, piece.n, dgate);
-        write_row(kernels_, dgate_up, gate_first + width, piece.n, dup);
+        const void* const d = stored.read(dy, first, piece.n, piece.scratch(2));
+        void* const dgate = stored.output(dgate_up, gate_first, piece.scratch(3));
+        void* const dup = stored.output(dgate_up, gate_first + width, piece.scratch(4));
+        void* const again = y ? stored.output(y, first, piece.scratch(5)) : nullptr;
+        kernels_.swiglu_backward[stored.type()](dgate, dup, again, d, gate, up, piece.n);
+        if (y) stored.write(y, first, piece.n, again);
+        stored.write(dgate_up, gate_first, piece.n, dgate);
+        stored.write(dgate_up, gate_first + width, piece.n, dup);
     });
 }
 
 void CpuDevice::rope(Tensor x, std::int64_t rows, std::int64_t stride, std::int64_t heads, std::int64_t head_size,
                      const std::int32_t* positions, const float* table, bool inverse, Queue*) {
     check(head_size % 2 == 0, "rope: head_size must be even, not ", head_size);
-    check(head_size <= kPiece, "rope: head_size is ", head_size, ", more than ", kPiece);
     const std::int64_t step = rows_per_task(heads * head_size);
-    const std::int64_t group = kPiece / std::max<std::int64_t>(1, head_size);  // heads that fit scratch
     const float sign = inverse ? -1.0f : 1.0f;
-    parallel_for(workspace_.threads(), ceil_div(rows, step), [=](std::int64_t task, int thread) {
-        float* const scratch = workspace_.thread(thread);
+    parallel_for(workspace_.threads(), ceil_div(rows, step), [=](std::int64_t task, int) {
         for (std::int64_t row = task * step; row < std::min(rows, (task + 1) * step); ++row)
-            for (std::int64_t head = 0; head < heads; head += group) {
-                const std::int64_t first = row * stride + head * head_size;
-                const std::int64_t count = std::min(group, heads - head);
-                float* const values = update_row(kernels_, x, first, count * head_size, scratch);
-                kernels_.rope(values, table + positions[row] * head_size, count, head_size, sign);
-                write_row(kernels_, x, first, count * head_size, values);
-            }
+            kernels_.rope[static_cast<int>(x.dtype)](x.at(row * stride).data, table + positions[row] * head_size, heads,
+                                                     head_size, sign);
     });
 }
 

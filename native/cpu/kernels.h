@@ -1,9 +1,10 @@
 // What the CPU device asks of an instruction set: operations on rows and tiles, single-threaded, fp32 in registers.
 //
 // The scalar table is complete and is the reference; every other one starts as a copy of it and overwrites pointers and
-// block sizes (`fill_<isa>`), so that a new CPU is right on its first day. Rows are fp32: the device widens bf16 and
-// fp16 rows into scratch before a row kernel and narrows them after; only packing, widen and narrow see storage types.
-// n, k: any size from 0 (tails are the kernel's business). Pointers need no alignment unless said.
+// block sizes (`fill_<isa>`), so that a new CPU is right on its first day. A row is fp32 (float*), or, in a kernel that
+// is an array by storage type, of that type (void*): widened and rounded in registers, with the bits that widening the
+// row first and narrowing the result would give. Where the types of its rows differ, the device widens them into
+// scratch. n, k: any size from 0 (tails are the kernel's business). Pointers need no alignment unless said.
 #pragma once
 #include <cstdint>
 
@@ -102,24 +103,27 @@ struct Kernels {
     void (*scale)(float* y, float factor, std::int64_t n);  // y *= factor
     // y += each of `rows` rows of x, ld elements apart, one after the other; by storage type of x
     void (*add_rows[kDTypes])(float* y, const void* x, std::int64_t ld, std::int64_t rows, std::int64_t n);
-    void (*gelu_forward)(float* y, const float* x, std::int64_t n);  // tanh approximation
+    void (*residual[kDTypes])(void* x, const void* partial, const float* bias,
+                              std::int64_t n);                              // x += partial [+ bias]
+    void (*gelu_forward[kDTypes])(void* y, const void* x, std::int64_t n);  // tanh approximation
     // The backward ones write what the forward ones give into y too, unless it is null: the same bits.
-    void (*gelu_backward)(float* dx, float* y, const float* dy, const float* x, std::int64_t n);
-    void (*swiglu_forward)(float* y, const float* gate, const float* up, std::int64_t n);
-    void (*swiglu_backward)(float* dgate, float* dup, float* y, const float* dy, const float* gate, const float* up,
-                            std::int64_t n);
+    void (*gelu_backward[kDTypes])(void* dx, void* y, const void* dy, const void* x, std::int64_t n);
+    void (*swiglu_forward[kDTypes])(void* y, const void* gate, const void* up, std::int64_t n);
+    void (*swiglu_backward[kDTypes])(void* dgate, void* dup, void* y, const void* dy, const void* gate, const void* up,
+                                     std::int64_t n);
     // x (heads, head_size): rotate-half with cos_sin (head_size/2, 2); sign -1 rotates back
-    void (*rope)(float* x, const float* cos_sin, std::int64_t heads, std::int64_t head_size, float sign);
+    void (*rope[kDTypes])(void* x, const float* cos_sin, std::int64_t heads, std::int64_t head_size, float sign);
 
-    // --- norms: forward of rows (rows, n), one after the other; backward of one row, adds to dx, dweight, dbias (n) --
-    void (*layernorm_forward)(float* y, float* mean, float* rstd, const float* x, const float* weight,
-                              const float* bias, std::int64_t rows, std::int64_t n, float eps);
-    void (*layernorm_backward)(float* dx, float* dweight, float* dbias, const float* dy, const float* x,
-                               const float* weight, float mean, float rstd, std::int64_t n);
-    void (*rmsnorm_forward)(float* y, float* rstd, const float* x, const float* weight, std::int64_t rows,
-                            std::int64_t n, float eps);
-    void (*rmsnorm_backward)(float* dx, float* dweight, const float* dy, const float* x, const float* weight,
-                             float rstd, std::int64_t n);
+    // --- norms of rows (rows, n), one after the other; backward adds to dx (rows, n), dweight, dbias (n) ------------
+    void (*layernorm_forward[kDTypes])(void* y, float* mean, float* rstd, const void* x, const float* weight,
+                                       const float* bias, std::int64_t rows, std::int64_t n, float eps);
+    void (*layernorm_backward[kDTypes])(void* dx, float* dweight, float* dbias, const void* dy, const void* x,
+                                        const float* weight, const float* mean, const float* rstd, std::int64_t rows,
+                                        std::int64_t n);
+    void (*rmsnorm_forward[kDTypes])(void* y, float* rstd, const void* x, const float* weight, std::int64_t rows,
+                                     std::int64_t n, float eps);
+    void (*rmsnorm_backward[kDTypes])(void* dx, float* dweight, const void* dy, const void* x, const float* weight,
+                                      const float* rstd, std::int64_t rows, std::int64_t n);
 
     // --- softmax pieces ---------------------------------------------------------------------------
     float (*maximum)(const float* x, std::int64_t n);  // -inf for n = 0
@@ -141,7 +145,9 @@ struct Kernels {
 
     // --- optimizer --------------------------------------------------------------------------------
     double (*sum_squares)(const float* x, std::int64_t n);  // float64 inside
-    void (*adamw)(float* master, float* m, float* v, const float* gradient, std::int64_t n, const AdamWRow* row);
+    // weights, by their storage type: master rounded, or null where there are none beside master
+    void (*adamw[kDTypes])(void* weights, float* master, float* m, float* v, const float* gradient, std::int64_t n,
+                           const AdamWRow* row);
 
     // How operands of these types are multiplied.
     Products products(DType a, DType b) const {

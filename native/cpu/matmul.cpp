@@ -326,16 +326,12 @@ void add_row(const Kernels& kernels, float* row, const Tensor& source, int64_t n
 
 // activated (n) = activation(c (n)), from c as stored.
 void activate_row(const Kernels& kernels, const Tensor& activated, const Tensor& c, int64_t n, float* scratch) {
-    const float* x = static_cast<const float*>(c.data);
-    if (c.dtype != DType::fp32) {
-        kernels.widen[static_cast<int>(c.dtype)](scratch, c.data, n);
-        x = scratch;
-    }
-    if (activated.dtype == DType::fp32) {
-        kernels.gelu_forward(static_cast<float*>(activated.data), x, n);
+    if (activated.dtype == c.dtype) {
+        kernels.gelu_forward[static_cast<int>(c.dtype)](activated.data, c.data, n);
         return;
     }
-    kernels.gelu_forward(scratch, x, n);
+    kernels.widen[static_cast<int>(c.dtype)](scratch, c.data, n);
+    kernels.gelu_forward[static_cast<int>(DType::fp32)](scratch, scratch, n);
     kernels.narrow[static_cast<int>(activated.dtype)](activated.data, scratch, n);
 }
 

@@ -45,4 +45,35 @@ inline void write_row(const Kernels& kernels, Tensor y, std::int64_t first, std:
     if (y.dtype != DType::fp32) kernels.narrow[static_cast<int>(y.dtype)](y.at(first).data, row, n);
 }
 
+// Rows for a kernel that is an array by storage type: where all tensors have one type they are read and written in
+// place, else as fp32 by way of scratch.
+class StoredRows {
+public:
+    template <class... Others>
+    explicit StoredRows(const Kernels& kernels, Tensor first, Others... others) : kernels_(kernels) {
+        in_place_ = ((others.dtype == first.dtype) && ...);
+        type_ = in_place_ ? first.dtype : DType::fp32;
+    }
+    bool in_place() const { return in_place_; }
+    int type() const { return static_cast<int>(type_); }  // the index of the kernel
+
+    const void* read(Tensor x, std::int64_t first, std::int64_t n, float* scratch) const {
+        return in_place_ ? x.at(first).data : read_row(kernels_, x, first, n, scratch);
+    }
+    void* output(Tensor y, std::int64_t first, float* scratch) const {
+        return in_place_ ? y.at(first).data : output_row(y, first, scratch);
+    }
+    void* update(Tensor y, std::int64_t first, std::int64_t n, float* scratch) const {
+        return const_cast<void*>(read(y, first, n, scratch));
+    }
+    void write(Tensor y, std::int64_t first, std::int64_t n, const void* row) const {
+        if (!in_place_) write_row(kernels_, y, first, n, static_cast<const float*>(row));
+    }
+
+private:
+    const Kernels& kernels_;
+    DType type_;
+    bool in_place_;
+};
+
 }  // namespace pytrain::cpu

@@ -15,6 +15,8 @@ constexpr std::int64_t kMostLanes = kLanes;
 constexpr std::int32_t kLaneMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
 inline __m256i lanes(std::int64_t n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLaneMask + 8 - n)); }
 
+constexpr bool kSideBySide = true;
+
 inline V set(float x) { return _mm256_set1_ps(x); }
 inline V load(const float* p) { return _mm256_loadu_ps(p); }
 inline V load_n(const float* p, std::int64_t n, float fill) {

@@ -22,6 +22,8 @@ constexpr std::int64_t kMostLanes = kLanes;
 
 inline __mmask16 lanes(std::int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
+constexpr bool kSideBySide = true;
+
 inline V set(float x) { return _mm512_set1_ps(x); }
 inline V load(const float* p) { return _mm512_loadu_ps(p); }
 inline V load_n(const float* p, std::int64_t n, float fill) { return _mm512_mask_loadu_ps(set(fill), lanes(n), p); }
@@ -81,15 +83,22 @@ struct Fp32 {
 struct Bf16 {
     using Element = std::uint16_t;
     static V widen(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
-    // Round to nearest even by adding just under half a unit, or just half where the unit's bit is set.
+    // Round to nearest even by adding just under half a unit, or just half where the unit's bit is set; a NaN gets its
+    // quiet bit instead. The upper half of every lane is what is kept.
     static __m256i narrow(V x) {
         const __m512i bits = _mm512_castps_si512(x);
-        const __m512i upper = _mm512_srli_epi32(bits, 16);
-        const __m512i odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
-        const __m512i rounded =
-            _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
-        const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-        return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, is_nan, upper, _mm512_set1_epi32(0x40)));
+        const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+        const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+        __m512i rounded = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+        rounded = _mm512_mask_add_epi32(rounded, odd, bits, _mm512_set1_epi32(0x8000));
+        rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+        return _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper_halves(), rounded));
+    }
+    static __m512i upper_halves() {  // the odd ones of 32 words, twice
+        alignas(64) static constexpr std::uint16_t kOdd[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                               23, 25, 27, 29, 31, 1,  3,  5,  7,  9,  11,
+                                                               13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+        return _mm512_load_si512(kOdd);
     }
     static V load(const Element* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
     static V load_n(const Element* p, std::int64_t n) { return widen(_mm256_maskz_loadu_epi16(lanes(n), p)); }

@@ -6,20 +6,25 @@
 
 #include "cpu/generic/attention.inl"  // after the functions that it uses
 
-// Asks for the line of element i, once per line of 16 floats. An address past the end of an array does no harm.
-inline void prefetch(const float* p, std::int64_t i) {
-    if (i % 16 == 0) __builtin_prefetch(p + i);
+// Asks for the line of element i, once per line of 64 bytes. An address past the end of an array does no harm.
+template <class Element>
+inline void prefetch(const Element* p, std::int64_t i) {
+    if (i % static_cast<std::int64_t>(64 / sizeof(Element)) == 0) __builtin_prefetch(p + i);
 }
 
-// Asks for a line where a vector is one, and does nothing elsewhere: with two vectors to a line (AVX2), asking cost a
+// The same where a vector of floats is a line, and nothing elsewhere: with two vectors to a line (AVX2), asking cost a
 // norm's backward pass more than it gained.
-inline void prefetch_line(const float* p) {
-    if (kMostLanes == 16) __builtin_prefetch(p);
+template <class Element>
+inline void prefetch_line(const Element* p, std::int64_t i) {
+    if (kMostLanes == 16) prefetch(p, i);
 }
 
-// The line of element i 1 KiB ahead: gate and up lie in rows of two halves, so that a hardware prefetcher has to find
-// both streams anew in every row.
-inline void prefetch_ahead(const float* p, std::int64_t i) { prefetch(p + 256, i); }
+// The lines of elements i and on 1 KiB ahead: gate and up lie in rows of two halves, so that a hardware prefetcher has
+// to find both streams anew in every row.
+template <class Element, class Access>
+inline void prefetch_ahead(const Element* p, std::int64_t i, Access) {
+    for (std::int64_t j = 0; j < Access::kVectors; ++j) prefetch(p + 1024 / sizeof(Element), i + j * kLanes);
+}
 
 // --- storage types: 4 + 2 bytes per element ---------------------------------------------------------
 
@@ -73,6 +78,19 @@ void add_rows(float* y, const void* x, std::int64_t ld, std::int64_t rows, std::
     }
 }
 
+// x += partial, += bias where there is one: two sums, rounded to x's storage type once. 2 FLOPs, and three times the
+// bytes of that type, per element.
+template <class Storage>
+void residual_row(void* x, const void* partial, const float* bias, std::int64_t n) {
+    const Target<Storage> sum(x);
+    const Source<Storage> part(partial);
+    for_vectors(n, [&](std::int64_t i, auto access) {
+        V total = add(access.read(sum + i), access.read(part + i));
+        if (bias != nullptr) total = add(total, access.read(bias + i));
+        access.write(sum + i, total);
+    });
+}
+
 // y *= factor. 1 FLOP, 8 bytes per element.
 void scale_row(float* y, float factor, std::int64_t n) {
     const V factors = set(factor);
@@ -83,65 +101,80 @@ void scale_row(float* y, float factor, std::int64_t n) {
 constexpr float kGeluLinear = 1.5957691216057308f;  // 2 sqrt(2/pi)
 constexpr float kGeluCubic = 0.044715f;
 
-inline V gelu_argument(V x) {  // 2u
+template <class X>
+PYTRAIN_INLINED X gelu_argument(X x) {  // 2u
     return mul(mul(set(kGeluLinear), x), fma(mul(set(kGeluCubic), x), x, set(1.0f)));
 }
 
-// 24 FLOPs, 8 bytes per element.
-void gelu_forward_row(float* y, const float* x, std::int64_t n) {
-    for_vectors(n, [&](std::int64_t i, auto access) {
-        const V value = access.read(x + i);
-        access.write(y + i, mul(value, sigmoid(gelu_argument(value))));
+// 24 FLOPs, 8 bytes per element of fp32.
+template <class Storage>
+void gelu_forward_row(void* y, const void* x, std::int64_t n) {
+    const Target<Storage> out(y);
+    const Source<Storage> in(x);
+    for_pairs(n, [&](std::int64_t i, auto access) {
+        const auto value = access.read(in + i);
+        access.write(out + i, mul(value, sigmoid(gelu_argument(value))));
     });
 }
 
-// dx = dy (s + x s (1 - s) (2u)'), and what gelu_forward gives where asked for. 34 FLOPs, 12 or 16 bytes per element.
-void gelu_backward_row(float* dx, float* y, const float* dy, const float* x, std::int64_t n) {
-    for_vectors(n, [&](std::int64_t i, auto access) {
+// dx = dy (s + x s (1 - s) (2u)'), and what gelu_forward gives where asked for. 34 FLOPs, 12 or 16 bytes per
+// element of fp32.
+template <class Storage>
+void gelu_backward_row(void* dx, void* y, const void* dy, const void* x, std::int64_t n) {
+    const Target<Storage> out(dx), again(y);
+    const Source<Storage> gradient(dy), in(x);
+    for_pairs(n, [&](std::int64_t i, auto access) {
         // Beyond 30 the derivative is 0 or 1 to the last bit, while x^3 could overflow and meet a 0.
-        const V given = access.read(x + i);
-        const V value = clamp(given, -30.0f, 30.0f);
-        const V s = sigmoid(gelu_argument(value));
-        if (y != nullptr) access.write(y + i, mul(given, s));
-        const V slope = mul(set(kGeluLinear), fma(mul(set(3.0f * kGeluCubic), value), value, set(1.0f)));
-        const V derivative = fma(mul(mul(value, s), sub(set(1.0f), s)), slope, s);
-        access.write(dx + i, mul(access.read(dy + i), derivative));
+        const auto given = access.read(in + i);
+        const auto value = clamp(given, -30.0f, 30.0f);
+        const auto s = sigmoid(gelu_argument(value));
+        if (again) access.write(again + i, mul(given, s));
+        const auto slope = mul(set(kGeluLinear), fma(mul(set(3.0f * kGeluCubic), value), value, set(1.0f)));
+        const auto derivative = fma(mul(mul(value, s), sub(set(1.0f), s)), slope, s);
+        access.write(out + i, mul(access.read(gradient + i), derivative));
     });
 }
 
-// y = silu(gate) up, silu(x) = x sigmoid(x). 21 FLOPs, 12 bytes per element.
-void swiglu_forward_row(float* y, const float* gate, const float* up, std::int64_t n) {
-    for_vectors(n, [&](std::int64_t i, auto access) {
-        prefetch_ahead(gate, i);
-        prefetch_ahead(up, i);
-        const V g = access.read(gate + i);
-        access.write(y + i, mul(mul(g, sigmoid(g)), access.read(up + i)));
+// y = silu(gate) up, silu(x) = x sigmoid(x). 21 FLOPs, 12 bytes per element of fp32.
+template <class Storage>
+void swiglu_forward_row(void* y, const void* gate, const void* up, std::int64_t n) {
+    const Target<Storage> out(y);
+    const Source<Storage> gates(gate), ups(up);
+    for_pairs(n, [&](std::int64_t i, auto access) {
+        prefetch_ahead(gates.first, i, access);
+        prefetch_ahead(ups.first, i, access);
+        const auto g = access.read(gates + i);
+        access.write(out + i, mul(mul(g, sigmoid(g)), access.read(ups + i)));
     });
 }
 
 // dup = dy silu(gate); dgate = dy up s (1 + gate (1 - s)); and what swiglu_forward gives where asked for. 27 FLOPs, 20
-// or 24 bytes per element.
-void swiglu_backward_row(float* dgate, float* dup, float* y, const float* dy, const float* gate, const float* up,
+// or 24 bytes per element of fp32.
+template <class Storage>
+void swiglu_backward_row(void* dgate, void* dup, void* y, const void* dy, const void* gate, const void* up,
                          std::int64_t n) {
-    for_vectors(n, [&](std::int64_t i, auto access) {
-        prefetch_ahead(gate, i);
-        prefetch_ahead(up, i);
-        prefetch_ahead(dy, i);
-        const V g = access.read(gate + i);
-        const V d = access.read(dy + i);
-        const V s = sigmoid(g);
-        const V derivative = mul(s, fma(g, sub(set(1.0f), s), set(1.0f)));
-        const V u = access.read(up + i);
-        const V active = mul(g, s);
-        if (y != nullptr) access.write(y + i, mul(active, u));
-        access.write(dup + i, mul(d, active));
-        access.write(dgate + i, mul(mul(d, u), derivative));
+    const Target<Storage> gate_out(dgate), up_out(dup), again(y);
+    const Source<Storage> gradient(dy), gates(gate), ups(up);
+    for_pairs(n, [&](std::int64_t i, auto access) {
+        prefetch_ahead(gates.first, i, access);
+        prefetch_ahead(ups.first, i, access);
+        prefetch_ahead(gradient.first, i, access);
+        const auto g = access.read(gates + i);
+        const auto d = access.read(gradient + i);
+        const auto s = sigmoid(g);
+        const auto derivative = mul(s, fma(g, sub(set(1.0f), s), set(1.0f)));
+        const auto u = access.read(ups + i);
+        const auto active = mul(g, s);
+        if (again) access.write(again + i, mul(active, u));
+        access.write(up_out + i, mul(d, active));
+        access.write(gate_out + i, mul(mul(d, u), derivative));
     });
 }
 
-// (a, b) -> (a cos - b sin, b cos + a sin), where b lies half a head after a. 6 FLOPs, 16 bytes per pair. The loop over
-// heads is the inner one, so that the table's pairs are taken apart once for all heads.
-void rope_row(float* x, const float* cos_sin, std::int64_t heads, std::int64_t head_size, float sign) {
+// (a, b) -> (a cos - b sin, b cos + a sin), where b lies half a head after a. 6 FLOPs, 16 bytes per pair of fp32. The
+// loop over heads is the inner one, so that the table's pairs are taken apart once for all heads.
+template <class Storage>
+void rope_row(void* x, const float* cos_sin, std::int64_t heads, std::int64_t head_size, float sign) {
     const std::int64_t half = head_size / 2;
     for_vectors(half, [&](std::int64_t i, auto access) {
         float cosines[kMostLanes] = {};
@@ -153,7 +186,7 @@ void rope_row(float* x, const float* cos_sin, std::int64_t heads, std::int64_t h
         const V cosine = load(cosines);
         const V sine = load(sines);
         for (std::int64_t head = 0; head < heads; ++head) {
-            float* const first = x + head * head_size + i;
+            const Target<Storage> first = Target<Storage>(x) + (head * head_size + i);
             const V a = access.read(first);
             const V b = access.read(first + half);
             access.write(first, sub(mul(a, cosine), mul(b, sine)));
@@ -169,25 +202,28 @@ inline float inverse_deviation(double variance, float eps) {
 }
 
 // y = (x - mean) rstd weight + bias. Two passes for the statistics: no cancellation where |mean| >> deviation.
-// 8 FLOPs per element; 8 bytes, and x is read three times (from L1).
+// 8 FLOPs per element; 8 bytes of fp32, and x is read three times (from L1).
 // Two rows at a time: a row's sums, division and root are one chain, which the other row's arithmetic hides; weight and
 // bias are read once for both. The first sums go row by row, in the order in which memory delivers; the second ones ask
 // for the next two rows. A last odd row is its own partner. Each row has the bits that it has alone.
-void layernorm_forward_rows(float* y, float* mean, float* rstd, const float* x, const float* weight, const float* bias,
+template <class Storage>
+void layernorm_forward_rows(void* y, float* mean, float* rstd, const void* x, const float* weight, const float* bias,
                             std::int64_t rows, std::int64_t n, float eps) {
+    const Target<Storage> out(y);
+    const Source<Storage> in(x);
     const double count = static_cast<double>(n);
     for (std::int64_t row = 0; row < rows; row += 2) {
         const std::int64_t other = row + 1 < rows ? row + 1 : row;
-        const float* const x0 = x + row * n;
-        const float* const x1 = x + other * n;
+        const Source<Storage> x0 = in + row * n;
+        const Source<Storage> x1 = in + other * n;
         const double sum0 = sum_of(n, [&](std::int64_t i, auto access) { return access.read(x0 + i); });
         const double sum1 = sum_of(n, [&](std::int64_t i, auto access) { return access.read(x1 + i); });
         mean[row] = static_cast<float>(sum0 / count);
         mean[other] = static_cast<float>(sum1 / count);
         const V center0 = set(mean[row]), center1 = set(mean[other]);
         const TwoSums squares = two_sums_of(n, [&](std::int64_t i, auto access, V& sum0, V& sum1) {
-            prefetch(x0 + 2 * n, i);
-            prefetch(x1 + 2 * n, i);
+            prefetch((x0 + 2 * n).first, i);
+            prefetch((x1 + 2 * n).first, i);
             const V difference0 = access.keep(sub(access.read(x0 + i), center0));
             const V difference1 = access.keep(sub(access.read(x1 + i), center1));
             sum0 = add(sum0, mul(difference0, difference0));
@@ -201,21 +237,22 @@ void layernorm_forward_rows(float* y, float* mean, float* rstd, const float* x, 
             const V normal1 = mul(sub(access.read(x1 + i), center1), inverse1);
             const V factor = access.read(weight + i);
             const V offset = access.read(bias + i);
-            access.write(y + row * n + i, fma(normal0, factor, offset));
-            access.write(y + other * n + i, fma(normal1, factor, offset));
+            access.write(out + (row * n + i), fma(normal0, factor, offset));
+            access.write(out + (other * n + i), fma(normal1, factor, offset));
         });
     }
 }
 
 // With h = (x - mean) rstd and g = dy weight: dx += rstd (g - mean(g) - h mean(g h)); dweight += dy h; dbias += dy.
-// 19 FLOPs, 36 bytes per element. The first walk asks for dx, the second for the rows of dy and x that follow.
-void layernorm_backward_row(float* dx, float* dweight, float* dbias, const float* dy, const float* x,
+// 19 FLOPs, 36 bytes per element of fp32. The first walk asks for dx, the second for the rows of dy and x that follow.
+template <class Storage>
+void layernorm_backward_row(Target<Storage> dx, float* dweight, float* dbias, Source<Storage> dy, Source<Storage> x,
                             const float* weight, float mean, float rstd, std::int64_t n) {
     const V centers = set(mean);
     const V inverses = set(rstd);
     const double count = static_cast<double>(n);
     const TwoSums sums = two_sums_of(n, [&](std::int64_t i, auto access, V& sum, V& sum_normal) {
-        prefetch_line(dx + i);
+        prefetch_line(dx.first, i);
         const V gradient = mul(access.read(dy + i), access.read(weight + i));
         sum = add(sum, gradient);
         sum_normal = add(sum_normal, access.keep(mul(gradient, mul(sub(access.read(x + i), centers), inverses))));
@@ -223,8 +260,8 @@ void layernorm_backward_row(float* dx, float* dweight, float* dbias, const float
     const V average = set(static_cast<float>(sums.first / count));
     const V average_normal = set(static_cast<float>(sums.second / count));
     for_vectors(n, [&](std::int64_t i, auto access) {
-        prefetch_line(dy + n + i);
-        prefetch_line(x + n + i);
+        prefetch_line((dy + n).first, i);
+        prefetch_line((x + n).first, i);
         const V d = access.read(dy + i);
         const V normal = mul(sub(access.read(x + i), centers), inverses);
         const V remainder = sub(sub(mul(d, access.read(weight + i)), average), mul(normal, average_normal));
@@ -234,41 +271,64 @@ void layernorm_backward_row(float* dx, float* dweight, float* dbias, const float
     });
 }
 
-// y = x rstd weight, rstd = 1 / sqrt(mean(x^2) + eps). 4 FLOPs, 8 bytes per element.
-void rmsnorm_forward_rows(float* y, float* rstd, const float* x, const float* weight, std::int64_t rows, std::int64_t n,
+template <class Storage>
+void layernorm_backward_rows(void* dx, float* dweight, float* dbias, const void* dy, const void* x, const float* weight,
+                             const float* mean, const float* rstd, std::int64_t rows, std::int64_t n) {
+    const Target<Storage> out(dx);
+    const Source<Storage> gradient(dy), in(x);
+    for (std::int64_t row = 0; row < rows; ++row)
+        layernorm_backward_row(out + row * n, dweight, dbias, gradient + row * n, in + row * n, weight, mean[row],
+                               rstd[row], n);
+}
+
+// y = x rstd weight, rstd = 1 / sqrt(mean(x^2) + eps). 4 FLOPs, 8 bytes per element of fp32.
+template <class Storage>
+void rmsnorm_forward_rows(void* y, float* rstd, const void* x, const float* weight, std::int64_t rows, std::int64_t n,
                           float eps) {
-    for (std::int64_t row = 0; row < rows; ++row, x += n, y += n) {
+    for (std::int64_t row = 0; row < rows; ++row) {
+        const Target<Storage> out = Target<Storage>(y) + row * n;
+        const Source<Storage> in = Source<Storage>(x) + row * n;
         const double squares = sum_of(n, [&](std::int64_t i, auto access) {
-            const V value = access.read(x + i);
+            const V value = access.read(in + i);
             return mul(value, value);
         });
         rstd[row] = inverse_deviation(squares / static_cast<double>(n), eps);
         const V inverses = set(rstd[row]);
         for_vectors(n, [&](std::int64_t i, auto access) {
-            access.write(y + i, mul(mul(access.read(x + i), inverses), access.read(weight + i)));
+            access.write(out + i, mul(mul(access.read(in + i), inverses), access.read(weight + i)));
         });
     }
 }
 
-// With h = x rstd and g = dy weight: dx += rstd (g - h mean(g h)); dweight += dy h. 13 FLOPs, 28 bytes per element.
-// Lines are asked for as in layernorm_backward_row.
-void rmsnorm_backward_row(float* dx, float* dweight, const float* dy, const float* x, const float* weight, float rstd,
-                          std::int64_t n) {
+// With h = x rstd and g = dy weight: dx += rstd (g - h mean(g h)); dweight += dy h. 13 FLOPs, 28 bytes per element of
+// fp32. Lines are asked for as in layernorm_backward_row.
+template <class Storage>
+void rmsnorm_backward_row(Target<Storage> dx, float* dweight, Source<Storage> dy, Source<Storage> x,
+                          const float* weight, float rstd, std::int64_t n) {
     const V inverses = set(rstd);
     const double sum_normal = sum_of(n, [&](std::int64_t i, auto access) {
-        prefetch_line(dx + i);
+        prefetch_line(dx.first, i);
         return mul(mul(access.read(dy + i), access.read(weight + i)), mul(access.read(x + i), inverses));
     });
     const V average_normal = set(static_cast<float>(sum_normal / static_cast<double>(n)));
     for_vectors(n, [&](std::int64_t i, auto access) {
-        prefetch_line(dy + n + i);
-        prefetch_line(x + n + i);
+        prefetch_line((dy + n).first, i);
+        prefetch_line((x + n).first, i);
         const V d = access.read(dy + i);
         const V normal = mul(access.read(x + i), inverses);
         const V remainder = sub(mul(d, access.read(weight + i)), mul(normal, average_normal));
         access.write(dx + i, fma(remainder, inverses, access.read(dx + i)));
         access.write(dweight + i, fma(d, normal, access.read(dweight + i)));
     });
+}
+
+template <class Storage>
+void rmsnorm_backward_rows(void* dx, float* dweight, const void* dy, const void* x, const float* weight,
+                           const float* rstd, std::int64_t rows, std::int64_t n) {
+    const Target<Storage> out(dx);
+    const Source<Storage> gradient(dy), in(x);
+    for (std::int64_t row = 0; row < rows; ++row)
+        rmsnorm_backward_row(out + row * n, dweight, gradient + row * n, in + row * n, weight, rstd[row], n);
 }
 
 // --- softmax pieces ---------------------------------------------------------------------------------
@@ -332,8 +392,12 @@ double sum_squares_row(const float* x, std::int64_t n) {
 
 // Adam with decoupled weight decay (Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019):
 // m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; master -= decay master + step_size m / (sqrt(v)
-// correction2 + eps). 15 FLOPs, 28 bytes per element: memory binds.
-void adamw_row(float* master, float* m, float* v, const float* gradient, std::int64_t n, const AdamWRow* row) {
+// correction2 + eps); weights = master, rounded, where there are any. 15 FLOPs, 28 bytes per element and those of a
+// weight: memory binds.
+template <class Storage>
+void adamw_row(void* weights, float* master, float* m, float* v, const float* gradient, std::int64_t n,
+               const AdamWRow* row) {
+    const Target<Storage> rounded(weights);
     const V beta1 = set(row->beta1), beta2 = set(row->beta2), gain1 = set(row->gain1), gain2 = set(row->gain2);
     const V eps = set(row->eps), step = set(-row->step_size), correction2 = set(row->correction2);
     const V kept = set(1.0f - row->decay), factor = set(row->gradient_factor);
@@ -342,7 +406,9 @@ void adamw_row(float* master, float* m, float* v, const float* gradient, std::in
         const V first = fma(gain1, g, mul(beta1, access.read(m + i)));
         const V second = fma(mul(gain2, g), g, mul(beta2, access.read(v + i)));
         const V update = div(first, fma(square_root(second), correction2, eps));
-        access.write(master + i, fma(step, update, mul(kept, access.read(master + i))));
+        const V value = fma(step, update, mul(kept, access.read(master + i)));
+        access.write(master + i, value);
+        if (rounded) access.write(rounded + i, value);
         access.write(m + i, first);
         access.write(v + i, second);
     });
@@ -350,27 +416,32 @@ void adamw_row(float* master, float* m, float* v, const float* gradient, std::in
 
 // ------------------------------------------------------------------------------------------------------
 
+// What is written for each storage type.
+template <class Storage>
+void fill_stored_rows(Kernels* kernels, DType type) {
+    const int index = static_cast<int>(type);
+    kernels->widen[index] = widen_row<Storage>;
+    kernels->narrow[index] = narrow_row<Storage>;
+    kernels->add_rows[index] = add_rows<Storage>;
+    kernels->residual[index] = residual_row<Storage>;
+    kernels->gelu_forward[index] = gelu_forward_row<Storage>;
+    kernels->gelu_backward[index] = gelu_backward_row<Storage>;
+    kernels->swiglu_forward[index] = swiglu_forward_row<Storage>;
+    kernels->swiglu_backward[index] = swiglu_backward_row<Storage>;
+    kernels->rope[index] = rope_row<Storage>;
+    kernels->layernorm_forward[index] = layernorm_forward_rows<Storage>;
+    kernels->layernorm_backward[index] = layernorm_backward_rows<Storage>;
+    kernels->rmsnorm_forward[index] = rmsnorm_forward_rows<Storage>;
+    kernels->rmsnorm_backward[index] = rmsnorm_backward_rows<Storage>;
+    kernels->adamw[index] = adamw_row<Storage>;
+}
+
 inline void fill_rows(Kernels* kernels) {
-    kernels->widen[static_cast<int>(DType::fp32)] = widen_row<Fp32>;
-    kernels->widen[static_cast<int>(DType::bf16)] = widen_row<Bf16>;
-    kernels->widen[static_cast<int>(DType::fp16)] = widen_row<Fp16>;
-    kernels->narrow[static_cast<int>(DType::fp32)] = narrow_row<Fp32>;
-    kernels->narrow[static_cast<int>(DType::bf16)] = narrow_row<Bf16>;
-    kernels->narrow[static_cast<int>(DType::fp16)] = narrow_row<Fp16>;
+    fill_stored_rows<Fp32>(kernels, DType::fp32);
+    fill_stored_rows<Bf16>(kernels, DType::bf16);
+    fill_stored_rows<Fp16>(kernels, DType::fp16);
     kernels->add = add_row;
-    kernels->add_rows[static_cast<int>(DType::fp32)] = add_rows<Fp32>;
-    kernels->add_rows[static_cast<int>(DType::bf16)] = add_rows<Bf16>;
-    kernels->add_rows[static_cast<int>(DType::fp16)] = add_rows<Fp16>;
     kernels->scale = scale_row;
-    kernels->gelu_forward = gelu_forward_row;
-    kernels->gelu_backward = gelu_backward_row;
-    kernels->swiglu_forward = swiglu_forward_row;
-    kernels->swiglu_backward = swiglu_backward_row;
-    kernels->rope = rope_row;
-    kernels->layernorm_forward = layernorm_forward_rows;
-    kernels->layernorm_backward = layernorm_backward_row;
-    kernels->rmsnorm_forward = rmsnorm_forward_rows;
-    kernels->rmsnorm_backward = rmsnorm_backward_row;
     kernels->maximum = maximum_row;
     kernels->exp_sum = exp_sum_row;
     kernels->softmax_columns = softmax_columns_tile;
@@ -379,5 +450,4 @@ inline void fill_rows(Kernels* kernels) {
     kernels->softmax_backward = softmax_backward_row;
     kernels->dot = dot_row;
     kernels->sum_squares = sum_squares_row;
-    kernels->adamw = adamw_row;
 }

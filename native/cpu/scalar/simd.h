@@ -14,6 +14,8 @@ using V = float;
 constexpr std::int64_t kLanes = 1;
 constexpr std::int64_t kMostLanes = kLanes;  // room for a vector of any length that this instruction set may have
 
+constexpr bool kSideBySide = false;
+
 inline V set(float x) { return x; }
 inline V load(const float* p) { return *p; }
 inline V load_n(const float* p, std::int64_t n, float fill) { return n > 0 ? *p : fill; }

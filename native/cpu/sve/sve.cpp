@@ -1,5 +1,6 @@
 // The table for SVE of any vector length. Built with that flag, so nothing here may leave this file: see "Traps" in
 // native/README.md.
+#include "cpu/generic/unroll.h"
 #include "cpu/kernels.h"
 #include "cpu/sve/fp16_chains.h"
 #include "cpu/sve/microkernel.h"
