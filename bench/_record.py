@@ -19,7 +19,7 @@ from pytrain.errors import ExitCode, UserError
 from pytrain.native import native
 
 NOT_INSTALLED = information.NOT_INSTALLED
-FORMAT = 1
+FORMAT = 2
 """Of the files: a number that goes up when a key changes its meaning."""
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 ENVIRONMENT = (
