@@ -19,12 +19,12 @@ from pytrain.errors import ExitCode, UserError
 from pytrain.native import native
 
 NOT_INSTALLED = information.NOT_INSTALLED
-FORMAT = 1
+FORMAT = 2
 """Of the files: a number that goes up when a key changes its meaning."""
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 ENVIRONMENT = (
     *("OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "OMP_WAIT_POLICY", "GOMP_CPU_AFFINITY"),
-    *("PYTRAIN_ISA", "OPENBLAS_CORETYPE", "LD_PRELOAD"),
+    *("PYTRAIN_ISA", "OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS", "OPENBLAS_THREAD_TIMEOUT", "LD_PRELOAD"),
 )
 """Variables that change a timing."""
 SAMPLE_SECONDS = 2e-3

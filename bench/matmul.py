@@ -9,8 +9,8 @@ Each is called as a step of one micro-batch calls it: packing included in every 
 with the product (`--bare` leaves them out), the head in the step's chunks, operands that rotate through more than
 three times the last-level cache. Shares are of the largest peak that was probed between the layers.
 
-Beside peers everybody computes the bare product on the same operands, in turns (A B A B); each call that is timed
-follows one of the same library that is not, while which the threads of another library go to sleep.
+Beside peers everybody computes the bare product on the same operands, in turns (A B A B); a call that is timed
+follows 50 ms of the same library's that are not, in which the threads of another go to sleep.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 ROWS = 1024
 OWN = "pytrain"
+SETTLE_SECONDS = 0.05
+"""In which the idle threads of another library go to sleep; until then they look for work, on our cores."""
 
 
 def step_head_rows(rows: int, dtype: str) -> int:
@@ -63,15 +65,21 @@ def _calls(rotation: Rotation, device: CpuDevice, libraries: Mapping[str, Any]) 
     return calls
 
 
-def turns(calls: Mapping[str, Work], runs: int) -> dict[str, list[float]]:
-    """Seconds of `runs` calls of each; several take turns, and each call follows one that is not counted."""
+def turns(calls: Mapping[str, Work], runs: int, settle: float = SETTLE_SECONDS) -> dict[str, list[float]]:
+    """Seconds of `runs` calls of each.
+
+    Several take turns (A B A B), each after calls of its own for `settle` seconds, at least one, that do not count.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     for _ in range(runs):
         for name, call in calls.items():
             if len(calls) > 1:
+                end = time.perf_counter() + settle
                 call()
+                while time.perf_counter() < end:
+                    call()
             begin = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - begin)
@@ -155,7 +163,8 @@ def _print_weighted(found: Mapping[str, Any], probe: Probe) -> None:
             name, ratio = found[f"least_ratio_{who}"]
             print(f"beside {who}: {ratio:.2f} x at the least ({name})")
     record = probe.record()
-    print(f"reading memory {_record.spread(record['read_gb_s'])} GB/s between layers")
+    read, cached = (_record.spread(record[name]) for name in ("read_gb_s", "cache_gb_s"))
+    print(f"between layers: reading memory {read} GB/s, copying in a cache {cached} GB/s")
     if record["spell"] is not None:
         print(record["spell"])
 

@@ -325,10 +325,16 @@ def page(files: Sequence[Found]) -> str:
 def command(files: tuple[Path, ...], out: Path) -> None:
     """Make a page of results that --json wrote."""
     found = [_record.read(path) for path in files]
-    known = [entry for entry in found if entry["bench"] in SECTIONS]
+    known = []
     for path, entry in zip(files, found, strict=True):
-        if entry not in known:
+        if entry["bench"] not in SECTIONS:
             print(f"{path}: left out, since the report has no section for {entry['bench']}")
+        elif entry.get("format") != _record.FORMAT:
+            print(
+                f"{path}: left out, since it has format {entry.get('format')}, and this report reads {_record.FORMAT}"
+            )
+        else:
+            known.append(entry)
     try:
         out.write_text(page(known), encoding="utf-8")
     except OSError as error:

@@ -3,7 +3,7 @@
     python -m bench.step --model gpt2-124m --batch 4 --seq 256 --peers torch
 
 The trainer runs as in `pytrain train`, with loader, metrics and progress, in a process of its own; so does each peer.
-They take turns in every round, and between them arithmetic and reading memory are probed. FLOPs are 6 N + 12 L T d
+They take turns in every round, and between them arithmetic and memory are probed. FLOPs are 6 N + 12 L T d
 per token (N parameters, an untied input embedding left out; d = heads * head size); `mfu` is their share of the peak.
 """
 
@@ -110,6 +110,7 @@ class Contest:
             "step_seconds": _record.summary(seconds),
             "mfu_of_rounds": _record.summary(shares),
             "read_gb_s_of_rounds": _record.summary([turn.probed.read_gb_s for turn in turns]),
+            "cache_gb_s_of_rounds": _record.summary([turn.probed.cache_gb_s for turn in turns]),
             "losses": [value for turn in turns for value in turn.losses],
         }
 
@@ -240,6 +241,7 @@ def _print(results: Mapping[str, Any], skipped: Mapping[str, str], profile: bool
     print(f"as train reports it   {compact(results['tokens_per_s_reported'])} tokens/s")
     print(f"peak                  {_record.spread(results['peak_gflops'])} GFLOP/s")
     print(f"reading memory        {_record.spread(results['read_gb_s'])} GB/s, probed as often")
+    print(f"copying in a cache    {_record.spread(results['cache_gb_s'])} GB/s")
     memory = ", ".join(f"{kind} {size / 1e9:.3f}" for kind, size in results["memory"].items())
     print(f"memory                {memory} GB")
     print(

@@ -62,7 +62,7 @@ def test_matmul(tmp_path: Path) -> None:
     seconds = sum(case["repeats"] * case["seconds"]["median"] for case in found["cases"])
     assert whole["share"] == pytest.approx(whole["flops"] / seconds / 1e9 / peak)
     assert whole["least_share"] == min(case["share"] for case in found["cases"])
-    for name in ("read_gb_s", "peak_gflops"):
+    for name in ("read_gb_s", "cache_gb_s", "peak_gflops"):
         check_summary(probe[name], 6)  # before and after each of five matrices
     assert found["machine"]["threads"] == 1
 
@@ -147,7 +147,7 @@ def test_matmul_takes_turns() -> None:
     from bench.matmul import turns
 
     order: list[str] = []
-    times = turns({name: (lambda name=name: order.append(name)) for name in "AB"}, 2)
+    times = turns({name: (lambda name=name: order.append(name)) for name in "AB"}, 2, settle=0.0)
     assert "".join(order) == "AB" + 2 * "AABB"  # each timed call follows one of its own that is not
     assert [len(seconds) for seconds in times.values()] == [2, 2]
     order.clear()
@@ -158,15 +158,15 @@ def test_matmul_takes_turns() -> None:
 def test_probes_that_differ_are_a_sentence() -> None:
     from bench._probe import Reading, mean_of, spell
 
-    assert spell([Reading(100.0, 40.0), Reading(114.0, 35.0)]) is None
-    found = spell([Reading(100.0, 40.0), Reading(101.0, 30.0)])
+    assert spell([Reading(100.0, 40.0, 200.0), Reading(114.0, 35.0, 180.0)]) is None
+    found = spell([Reading(100.0, 40.0, 200.0), Reading(101.0, 30.0, 180.0)])
     assert found is not None
     assert "reading memory from 30.0 to 40.0 GB/s" in found
     assert "arithmetic" not in found
-    both = spell([Reading(100.0, 40.0), Reading(80.0, 30.0)])
+    both = spell([Reading(100.0, 40.0, 204.0), Reading(80.0, 40.0, 161.0)])
     assert both is not None
-    assert "arithmetic from 80.0 to 100.0 GFLOP/s" in both
-    assert mean_of(Reading(1.0, 2.0), Reading(3.0, 6.0)) == Reading(2.0, 4.0)
+    assert "arithmetic from 80.0 to 100.0 GFLOP/s, copying in a cache from 161.0 to 204.0 GB/s" in both
+    assert mean_of(Reading(1.0, 2.0, 3.0), Reading(3.0, 6.0, 5.0)) == Reading(2.0, 4.0, 4.0)
 
 
 def test_the_last_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,8 +271,8 @@ def test_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
 def test_peers_without_pytorch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        monkeypatch.setenv(name, "1")
+    for name, value in (("OMP_NUM_THREADS", "1"), ("OPENBLAS_NUM_THREADS", "1"), ("OPENBLAS_THREAD_TIMEOUT", "20")):
+        monkeypatch.setenv(name, value)
     monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
     monkeypatch.setattr(_record, "installed", lambda _name: _record.NOT_INSTALLED)
     options = ("--tokens", "2", "--vocabulary", "64", "--rounds", "1", "--dtype", "fp32", "--threads", "1")

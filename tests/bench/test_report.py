@@ -95,11 +95,15 @@ def test_every_kind_has_its_section(
         {"bench": "mystery", "machine": machine},
     ]  # fmt: skip
     for found in made:
-        (tmp_path / f"{found['bench']}.json").write_text(json.dumps(found), encoding="utf-8")
+        text = json.dumps({"format": _record.FORMAT} | found)
+        (tmp_path / f"{found['bench']}.json").write_text(text, encoding="utf-8")
+    (tmp_path / "old.json").write_text(json.dumps(step_result() | {"format": 1}), encoding="utf-8")
     files = [str(path) for path in sorted(tmp_path.glob("*.json"))]
     out = tmp_path / "report.html"
     report.main([*files, "--out", str(out)])
-    assert "mystery.json: left out" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "mystery.json: left out" in output
+    assert "old.json: left out, since it has format 1" in output
     text = out.read_text(encoding="utf-8")
     page = Balanced()
     page.feed(text)

@@ -34,6 +34,7 @@ def test_step_writes_what_is_promised(tmp_path: Path, capsys: pytest.CaptureFixt
     check_summary(found["step_seconds"], 4)
     check_summary(found["peak_gflops"], 3)  # before, and after each of two turns
     check_summary(found["read_gb_s"], 3)
+    check_summary(found["cache_gb_s"], 3)
     before, between, after = found["read_gb_s"]["values"]
     assert found["read_gb_s_of_rounds"]["values"] == pytest.approx([(before + between) / 2, (between + after) / 2])
     output = capsys.readouterr().out
