@@ -182,10 +182,11 @@ def _time(config: "RunConfig", flops: float, ranks: int) -> str:
     else:
         peak = measured_peak()
         source = f"probed in {time.perf_counter() - started:.1f} s"
-    seconds = round(flops / ranks / (ASSUMED_SHARE * peak))
+    seconds = flops / ranks / (ASSUMED_SHARE * peak)
+    length = "under a second" if seconds < 1 else f"about {timedelta(seconds=round(seconds))}"
     rate = f"{ASSUMED_SHARE:.0%} of a peak of {peak / 1e12:.3f} TFLOP/s ({source})"
     together = "" if ranks == 1 else f" on each of {ranks:,} ranks, waits not counted"
-    return f"about {timedelta(seconds=seconds)}, at {rate}{together}"
+    return f"{length}, at {rate}{together}"
 
 
 def _flop(count: float) -> str:

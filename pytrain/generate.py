@@ -312,14 +312,14 @@ def generate_text(
     Raises:
         UserError: no whole checkpoint there, no tokenizer in it, or a prompt longer than the model's context.
     """
-    from pytrain.data.tokenizer import StreamDecoder
+    from pytrain.data.tokenizer import StreamDecoder, prompt_ids
 
     loaded = LoadedModel(path, group, device)
     group = loaded.group
 
     def read() -> tuple[list[int], int, int]:
         tokenizer = loaded.tokenizer()
-        ids = tokenizer.encode(prompt) or [tokenizer.eod_id]
+        ids = prompt_ids(tokenizer, prompt)
         check_prompt(ids, min(len(ids) + tokens, loaded.model.context))
         return ids, tokenizer.eod_id, tokenizer.vocabulary_size
 
@@ -338,7 +338,7 @@ def generate_text(
         return ("" for _ in continuation)
 
     def pieces() -> Iterator[str]:
-        decoder = StreamDecoder(loaded.tokenizer())
+        decoder = StreamDecoder(loaded.tokenizer(), ids)
         for token in continuation:
             if token != stop and (piece := decoder.push(token)):
                 yield piece

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pytrain.collectives import Group
 from pytrain.data.loader import CorpusSpec, HeldOut, Loader
 from pytrain.data.mixture import Phase
-from pytrain.data.tokenizer import Tokenizer, load_tokenizer
+from pytrain.data.tokenizer import Tokenizer, load_tokenizer, prompt_ids
 from pytrain.errors import UserError
 from pytrain.evaluate import open_heldout
 
@@ -38,7 +38,7 @@ def open_tokenizer(config: RunConfig) -> Tokenizer:
             f"{tokenizer.vocabulary_size} tokens of {config.tokenizer.path}; raise it"
         )
     for prompt in config.sample.prompts:
-        count = len(tokenizer.encode(prompt))
+        count = len(prompt_ids(tokenizer, prompt))
         if count >= sample_capacity(config):
             raise UserError(
                 f'sample.prompts: "{prompt[:30]}..." has {count} tokens, and at most '

@@ -70,8 +70,8 @@ class PlainProgress:
     def __init__(
         self, total_steps: int, stream: IO[str], every: int = 1, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Write to `stream` a line each `every` steps, and for the last; time and rates are of all since the line
-        before."""
+        """Write to `stream` a line each `every` steps, and for the last; time, rates and loss are of all since the
+        line before, as in Megatron-LM."""
         self._total_steps = total_steps
         self._stream = stream
         self._every = every
@@ -86,7 +86,7 @@ class PlainProgress:
         if metrics.step % self._every == 0 or metrics.step == self._total_steps:
             skipped = sum(each.skipped for each in self._since)
             nan = sum(not math.isfinite(each.loss) for each in self._since)
-            self._write(plain_line(mean_pace(self._since), self._total_steps, skipped, nan, left, datetime.now()))
+            self._write(plain_line(mean_of(self._since), self._total_steps, skipped, nan, left, datetime.now()))
             self._since.clear()
 
     def note(self, text: str) -> None:
@@ -101,11 +101,13 @@ class PlainProgress:
         self._stream.flush()
 
 
-def mean_pace(steps: Sequence[StepMetrics]) -> StepMetrics:
-    """The last of `steps` (one at least) with the seconds per step and the rates of all of them together.
+def mean_of(steps: Sequence[StepMetrics]) -> StepMetrics:
+    """The last of `steps` (one at least) with the seconds per step, rates and loss of all of them together.
 
-    A rate is weighted by the seconds of its step: tokens per second are all tokens over all seconds. Evaluations,
-    samples and checkpoints are in no step's seconds, so they are not in these either.
+    The loss is the mean over those steps whose gradient was finite, since the weights of the others stayed as they
+    are (the last one's where there is none). A rate is weighted by the seconds of its step: tokens per second are all
+    tokens over all seconds. Evaluations, samples and checkpoints are in no step's seconds, so they are not in these
+    either.
     """
     seconds = sum(step.step_s for step in steps)
 
@@ -113,8 +115,10 @@ def mean_pace(steps: Sequence[StepMetrics]) -> StepMetrics:
         products = [value * step.step_s for step in steps if (value := rate(step)) is not None]
         return sum(products) / seconds if len(products) == len(steps) else None
 
+    losses = [step.loss for step in steps if not step.skipped] or [steps[-1].loss]
     return replace(
         steps[-1],
+        loss=sum(losses) / len(losses),
         step_s=seconds / len(steps),
         tok_s=weighted(lambda step: step.tok_s) or 0.0,
         tflops=weighted(lambda step: step.tflops) or 0.0,
@@ -128,7 +132,7 @@ def plain_line(
 ) -> str:
     """One step as a line of a log; `skipped` and `nan` count such steps since the line before.
 
-    `metrics` has the seconds and rates to show, of this step or of all since the line before (`mean_pace`).
+    `metrics` has the seconds, rates and loss to show, of this step or of all since the line before (`mean_of`).
     """
     fields = [
         f"iteration {metrics.step:8d}/{total_steps:8d}",

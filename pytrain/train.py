@@ -14,6 +14,7 @@ import numpy as np
 from pytrain import checkpoint, learning_rate, resuming
 from pytrain.collectives import Group
 from pytrain.data.loader import Batch, HeldOut, Loader
+from pytrain.data.tokenizer import StreamDecoder, prompt_ids
 from pytrain.engine import StepResult
 from pytrain.evaluate import HeldOutNote, evaluate
 from pytrain.feeding import open_data, replica_batches
@@ -327,13 +328,16 @@ class Trainer:
                 vocabulary=vocabulary,
             )
         )
-        text = self.tokenizer.decode([token for token in written if token != stop]) if self.is_root else ""
-        return Sample(prompt, text)
+        if not self.is_root:
+            return Sample(prompt, "")
+        decoder = StreamDecoder(self.tokenizer, ids)
+        pieces = [decoder.push(token) for token in written if token != stop]
+        return Sample(prompt, "".join(pieces) + decoder.finish())
 
     def _encoded(self, prompt: str) -> tuple[list[int], int, int]:
         """A prompt's tokens, the one that ends a document, and how many there are."""
         tokenizer = self.tokenizer
-        return tokenizer.encode(prompt) or [tokenizer.eod_id], tokenizer.eod_id, tokenizer.vocabulary_size
+        return prompt_ids(tokenizer, prompt), tokenizer.eod_id, tokenizer.vocabulary_size
 
     # --- checkpoints ---------------------------------------------------------------------------------
 

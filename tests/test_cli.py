@@ -11,6 +11,7 @@ import pytest
 
 import pytrain
 from pytrain.__main__ import main
+from pytrain.checkpoint.huggingface import ImportedRun
 from pytrain.errors import ExitCode, UserError
 from pytrain.metrics import Evaluation
 from pytrain.presets import PRESETS
@@ -193,6 +194,7 @@ class Report:
     empty_documents: int = 1
     tokens: int = 100
     utf8_bytes: int = 400
+    begin_id: int | None = None
 
 
 def test_prepare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,11 +215,15 @@ def test_prepare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert main(words) == ExitCode.OK
     arguments, keywords = prepare[0]
     assert arguments == ((Path("a.txt"), Path("b")), Path("data/train"), Path("t.model"), 3)
-    assert (keywords["append_eod"], keywords["text_key"]) == (False, "text")
-    assert capsys.readouterr().out == (
+    assert (keywords["prepend_bos"], keywords["append_eod"], keywords["text_key"]) == (True, False, "text")
+    written = (
         "wrote data/train.bin, .idx and .json: 2 file(s), 5 documents (1 of them empty), 100 tokens, "
-        "4.00 bytes per token\n"
+        "4.00 bytes per token"
     )
+    assert capsys.readouterr().out == f"{written}\n"
+    stand_in(monkeypatch, "data.corpus", prepare=Calls(Report(begin_id=7)))
+    assert main(words) == ExitCode.OK
+    assert capsys.readouterr().out == f"{written}; each begins with token 7 (--no-bos leaves it out)\n"
 
 
 @dataclass
@@ -256,7 +262,9 @@ def test_evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 
 
 def test_export_import_inspect_and_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    export, import_, demo = Calls(), Calls(), Calls()
+    run_toml = Path("back/run.toml")
+    made = ImportedRun(Path("back/checkpoints/step-000000"), run_toml, Path("back/tokenizer/tokenizer.model"))
+    export, import_, demo = Calls(), Calls(made), Calls()
     monkeypatch.setattr("pytrain.checkpoint.huggingface.export_huggingface", export)
     monkeypatch.setattr("pytrain.checkpoint.huggingface.import_huggingface", import_)
     monkeypatch.setattr("pytrain.checkpoint.Checkpoint.open", lambda path: path)
@@ -266,13 +274,25 @@ def test_export_import_inspect_and_demo(monkeypatch: pytest.MonkeyPatch, capsys:
     assert main(["inspect", "runs/a"]) == ExitCode.OK
     stand_in(monkeypatch, "demo", run=demo)
     assert main(["demo", "--folder", "here"]) == ExitCode.OK
-    assert export[0][0] == (Path("runs/a"), Path("out"))
-    assert import_[0][0] == (Path("out"), Path("back"))
+    assert export[0][0][:2] == (Path("runs/a"), Path("out"))
+    assert import_[0][0][:2] == (Path("out"), Path("back"))
     assert demo[0][0] == (Path("here"),)
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "wrote out"
-    assert said[1].startswith("wrote back; next: name your corpus under [data] in back/run.toml, then")
+    assert said[1] == (
+        "wrote back; next: `pytrain prepare --tokenizer back/tokenizer/tokenizer.model --out PREFIX TEXT...`, "
+        "name PREFIX under [data] in back/run.toml, then `pytrain train back --resume auto`"
+    )
     assert said[2] == "3 tensors"
+
+
+def test_an_import_without_a_tokenizer_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = ImportedRun(Path("back/checkpoints/step-000000"), Path("back/run.toml"), None)
+    monkeypatch.setattr("pytrain.checkpoint.huggingface.import_huggingface", Calls(made))
+    assert main(["import", "--hf", "out", "--out", "back"]) == ExitCode.OK
+    assert "next: name a tokenizer under [tokenizer], and a corpus that was" in capsys.readouterr().out
 
 
 def test_bench_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:

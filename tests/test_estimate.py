@@ -51,6 +51,9 @@ def test_the_dry_run_prints_what_the_run_takes(corpora: Corpora, tmp_path: Path)
     for kind in ("weights", "gradients", "optimizer", "activations"):
         assert kind in done.stdout
     assert "snapshot" not in done.stdout
+    assert "\ntime:        under a second, at 50% of a peak of 0.500 TFLOP/s (configured); " in done.stdout
+    slow = runs.run_command("train", file, "--dry-run", "--set", "run.peak_tflops=1e-6")
+    assert re.search(r"^time: +about 0:0[0-9]:[0-9]{2}, at 50%", slow.stdout, re.MULTILINE), slow.stdout
     behind = runs.run_command("train", file, "--dry-run", "--set", "checkpoint.every=2")
     assert f"snapshot {estimate._bytes(3 * 4 * parameter_count(config.model))}" in behind.stdout
     quiet_train(config)

@@ -97,6 +97,15 @@ def test_time_and_rates_of_a_line_are_of_all_steps_since_the_line_before() -> No
     ]
 
 
+def test_the_loss_of_a_line_is_the_mean_since_the_line_before() -> None:
+    """As Megatron-LM prints it: of the steps that changed the weights."""
+    stream = io.StringIO()
+    progress = PlainProgress(9, stream, every=4)
+    for step, loss in enumerate((8.0, 6.0, math.inf, 4.0, math.nan, math.nan, math.nan, math.nan, 2.0), start=1):
+        progress.step(replace(STEP, step=step, loss=loss, skipped=not math.isfinite(loss)))
+    assert re.findall(r"lm loss: (\S+)", stream.getvalue()) == ["6.000000E+00", "NAN", "2.000000E+00"]
+
+
 def test_an_unknown_peak_stays_unknown_over_several_steps() -> None:
     stream = io.StringIO()
     progress = PlainProgress(2, stream, every=2)

@@ -46,6 +46,6 @@ def test_every_key_it_names_is_one() -> None:
     known = {key.name for key in all_keys()}
     sections = {name.split(".")[0] for name in known}
     named = {name for name in re.findall(r"\b([a-z_]+\.[a-z_]+)\b", README) if name.split(".")[0] in sections}
-    files = {name for name in named if name.endswith((".py", ".toml", ".model"))}
+    files = {name for name in named if name.endswith((".py", ".toml", ".model", ".json"))}
     assert {"parallel.dp", "run.folder", "collectives.watchdog_seconds"} <= named
     assert named - files <= known | {"data.train"}, named - files - known

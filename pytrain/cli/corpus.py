@@ -17,8 +17,16 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes that tokenize.")
 @click.option("--key", default="text", show_default=True, help="Key of the text in JSONL.")
+@click.option(
+    "--bos/--no-bos",
+    default=True,
+    show_default=True,
+    help="Begin each document with the begin token, if the tokenizer's own tools put one there.",
+)
 @click.option("--eod/--no-eod", default=True, show_default=True, help="End each document with the end token.")
-def prepare(inputs: tuple[Path, ...], tokenizer: Path, prefix: Path, workers: int, key: str, eod: bool) -> None:
+def prepare(
+    inputs: tuple[Path, ...], tokenizer: Path, prefix: Path, workers: int, key: str, bos: bool, eod: bool
+) -> None:
     """Tokenize text (a file is a document) or JSONL (a line is), plain, .gz or .zst, into a corpus.
 
     \b
@@ -29,12 +37,15 @@ def prepare(inputs: tuple[Path, ...], tokenizer: Path, prefix: Path, workers: in
     from pytrain.progress import byte_progress
 
     with byte_progress("prepare", sys.stderr) as progress:
-        report = corpus.prepare(inputs, prefix, tokenizer, workers, append_eod=eod, text_key=key, progress=progress)
+        report = corpus.prepare(
+            inputs, prefix, tokenizer, workers, prepend_bos=bos, append_eod=eod, text_key=key, progress=progress
+        )
     empty = f" ({report.empty_documents} of them empty)" if report.empty_documents else ""
     per_token = f", {report.utf8_bytes / report.tokens:.2f} bytes per token" if report.tokens else ""
+    begun = "" if report.begin_id is None else f"; each begins with token {report.begin_id} (--no-bos leaves it out)"
     click.echo(
         f"wrote {prefix}.bin, .idx and .json: {report.files} file(s), {report.documents} documents{empty}, "
-        f"{report.tokens} tokens{per_token}"
+        f"{report.tokens} tokens{per_token}{begun}"
     )
 
 

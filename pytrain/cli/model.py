@@ -149,8 +149,11 @@ def export(checkpoint: Path, folder: Path) -> None:
     """
     from pytrain.checkpoint import Checkpoint
     from pytrain.checkpoint.huggingface import export_huggingface
+    from pytrain.progress import byte_progress
 
-    export_huggingface(Checkpoint.open(checkpoint), folder)
+    opened = Checkpoint.open(checkpoint)
+    with byte_progress("export", sys.stderr) as progress:
+        export_huggingface(opened, folder, lambda done, total: progress(done, total, None, None))
     click.echo(f"wrote {folder}")
 
 
@@ -167,11 +170,16 @@ def import_(folder: Path, out: Path) -> None:
       pytrain import --hf llama-15m-hf --out runs/onward
     """
     from pytrain.checkpoint.huggingface import import_huggingface
+    from pytrain.progress import byte_progress
 
-    import_huggingface(folder, out)
+    with byte_progress("import", sys.stderr) as progress:
+        made = import_huggingface(folder, out, lambda done, total: progress(done, total, None, None))
+    if made.tokenizer is None:
+        prepare = "name a tokenizer under [tokenizer], and a corpus that was prepared with it"
+    else:
+        prepare = f"`pytrain prepare --tokenizer {made.tokenizer} --out PREFIX TEXT...`, name PREFIX"
     click.echo(
-        f"wrote {out}; next: name your corpus under [data] in {out / 'run.toml'}, then "
-        f"`pytrain train {out} --resume auto`"
+        f"wrote {out}; next: {prepare} under [data] in {made.run_toml}, then `pytrain train {out} --resume auto`"
     )
 
 

@@ -44,8 +44,8 @@ class RunSection(Section):
     log_every: int = Field(
         default=1,
         gt=0,
-        description="Print a line every so many steps where the output is not a terminal; "
-        "metrics.jsonl always has every step.",
+        description="Print a line every so many steps where the output is not a terminal, its loss, times and rates "
+        "being means over them; metrics.jsonl always has every step.",
     )
     peak_tflops: float | None = Field(
         default=None,

@@ -37,7 +37,7 @@ ProgressCallback = Callable[[int, int, int, int], None]
 @dataclass(frozen=True, slots=True)
 class PrepareReport:
     """What `prepare` wrote: files read; documents, empty ones included; tokens; bytes of text; bytes on disk
-    read.
+    read; the id that each document begins with, if one was put there.
     """
 
     files: int
@@ -46,6 +46,7 @@ class PrepareReport:
     tokens: int
     utf8_bytes: int
     input_bytes: int
+    begin_id: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ def prepare(
     tokenizer: str | Path,
     workers: int = 1,
     *,
+    prepend_bos: bool = True,
     append_eod: bool = True,
     text_key: str = "text",
     progress: ProgressCallback | None = None,
@@ -78,23 +80,29 @@ def prepare(
 
     `.jsonl`/`.ndjson` files give one document a line, the string under `text_key`; any other file is one
     document. `.gz` and `.zst` are decompressed. tokenizer: its file. workers: processes to tokenise in; 1
-    stays in this one. append_eod: end each document that is not empty with the tokenizer's end-of-document
-    id. Text documents longer than `segment_bytes` are tokenised in pieces, cut after a newline where there is
-    one.
+    stays in this one. prepend_bos: begin each document that is not empty with the tokenizer's begin id, if its
+    model's own tools do so; append_eod: end it with the end-of-document id. Text documents longer than
+    `segment_bytes` are tokenised in pieces, cut after a newline where there is one.
 
-    The files appear whole or not at all, and replace those of an earlier run. Raises UserError with one
+    The files appear whole or not at all, in a folder that is made where there is none, and replace those of an
+    earlier run. Raises UserError with one
     sentence naming the file and line.
     """
     files = find_inputs(inputs)
     if workers < 1:
         raise UserError(f"the number of workers must be at least 1, not {workers}")
     loaded = load_tokenizer(tokenizer)
+    try:
+        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder of {prefix} cannot be made: {error.strerror}") from None
     total = sum(file.size for file in files)
+    begin = loaded.begin_id if prepend_bos else None
     eod = loaded.eod_id if append_eod else None
     utf8_bytes = 0
     with IndexedWriter(prefix, loaded.vocabulary_size) as writer:
         for task, encoded in _encoded_tasks(_tasks(files, segment_bytes), loaded, text_key, workers):
-            _write_task(writer, task, encoded, eod)
+            _write_task(writer, task, encoded, begin, eod)
             utf8_bytes += encoded.utf8_bytes
             if progress is not None:
                 progress(task.position, total, writer.documents, writer.tokens)
@@ -111,7 +119,9 @@ def prepare(
                 pytrain_version=version(),
             )
         )
-    return PrepareReport(len(files), writer.documents, writer.empty_documents, writer.tokens, utf8_bytes, total)
+    return PrepareReport(
+        len(files), writer.documents, writer.empty_documents, writer.tokens, utf8_bytes, total, begin
+    )
 
 
 def _tasks(files: Sequence[InputFile], segment_bytes: int) -> Iterator[_Task]:
@@ -197,11 +207,13 @@ def _encode(tokenizer: Tokenizer, text_key: str, pieces: Sequence[Piece]) -> _En
     return _Encoded(np.concatenate(arrays) if arrays else np.empty(0, dtype), lengths, utf8_bytes)
 
 
-def _write_task(writer: IndexedWriter, task: _Task, encoded: _Encoded, eod: int | None) -> None:
-    begin = 0
+def _write_task(writer: IndexedWriter, task: _Task, encoded: _Encoded, begin: int | None, eod: int | None) -> None:
+    first = 0
     for piece, length in zip(task.pieces, encoded.lengths, strict=True):
-        writer.append(encoded.ids[begin : begin + length])
-        begin += length
+        if begin is not None and length > 0 and writer.current_length == 0:
+            writer.append([begin])
+        writer.append(encoded.ids[first : first + length])
+        first += length
         if piece.last:
             if eod is not None and writer.current_length > 0:
                 writer.append([eod])

@@ -7,7 +7,7 @@ import heapq
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,9 @@ from pytrain.errors import UserError
 # Names under which open models keep their end-of-document token, looked for in this order.
 END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 REPLACEMENT = "\ufffd"
+
+CONFIGURATION = "tokenizer_config.json"
+BEGINNING_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast")
 
 SAMPLE_BYTES = 64 << 20
 # SentencePiece drops longer sentences without a word, so lines are cut to this many bytes first.
@@ -44,6 +47,8 @@ class Tokenizer(Protocol):
     """Largest id + 1."""
     eod_id: int
     """The end-of-document id that `prepare` appends and `generate` stops at."""
+    begin_id: int | None
+    """The id that the model's own tools put before each text, so that `prepare` and `generate` do; None for none."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without any added begin or end id."""
@@ -54,6 +59,8 @@ class Tokenizer(Protocol):
 
 class SentencePieceTokenizer:
     """A SentencePiece `.model` file.
+
+    Whether texts begin with a token is not in that file, but in a `tokenizer_config.json` beside a tokenizer.model.
 
     U+2581, SentencePiece's own sign for a space, decodes as a space: the one character that does not come
     back.
@@ -79,6 +86,16 @@ class SentencePieceTokenizer:
         self.eod_id = self._processor.eos_id()
         if self.eod_id < 0:
             raise UserError(f"{self.path} has no end-of-sentence piece to end documents with")
+        self.begin_id = self._begin() if self.path.name == "tokenizer.model" else None
+
+    def _begin(self) -> int | None:
+        name = begin_name(_configuration_beside(self.path))
+        if name is None:
+            return None
+        found: int = self._processor.piece_to_id(name)
+        if self._processor.id_to_piece(found) != name:
+            raise UserError(f"{self.path} has no piece {name!r}, the begin token named by {CONFIGURATION}")
+        return found
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text."""
@@ -115,7 +132,15 @@ class HuggingFaceTokenizer:
         self._tokenizer.no_padding()
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary_size = max(vocabulary.values(), default=-1) + 1
-        self.eod_id = vocabulary[_end_name(self.path, vocabulary, eod_token)]
+        configuration = _configuration_beside(self.path)
+        self.eod_id = vocabulary[_end_name(self.path, vocabulary, eod_token, configuration)]
+        self.begin_id = None if configuration.get("add_bos_token") is False else self._begin()
+
+    def _begin(self) -> int | None:
+        """The id that the file's post-processor puts before a text, whatever it puts after it."""
+        plain, whole = self.encode("a"), self._tokenizer.encode("a").ids
+        begun = whole[: len(plain)] != plain and whole[1 : 1 + len(plain)] == plain
+        return int(whole[0]) if begun else None
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text."""
@@ -137,14 +162,11 @@ def _read(path: Path) -> bytes:
         raise UserError(f"the tokenizer {path} cannot be read: {error.strerror}") from error
 
 
-def _end_name(path: Path, vocabulary: dict[str, int], asked: str | None) -> str:
+def _end_name(path: Path, vocabulary: dict[str, int], asked: str | None, configuration: dict[str, Any]) -> str:
     """The name of the end-of-document token of a tokenizer.json."""
     source = "asked for"
     if asked is None:
-        asked, source = (
-            _configured_end(path.with_name("tokenizer_config.json")),
-            "named by tokenizer_config.json",
-        )
+        asked, source = _token_name(configuration.get("eos_token")), f"named by {CONFIGURATION}"
     if asked is not None:
         if asked not in vocabulary:
             raise UserError(f"{path} has no token {asked!r}, the end-of-document token {source}")
@@ -155,15 +177,31 @@ def _end_name(path: Path, vocabulary: dict[str, int], asked: str | None) -> str:
     raise UserError(f"{path} has no end-of-document token: none of {', '.join(END_NAMES)}")
 
 
-def _configured_end(path: Path) -> str | None:
-    if not path.exists():
+def begin_name(configuration: Mapping[str, Any]) -> str | None:
+    """The token that a tokenizer_config.json puts before each text; transformers' LLaMA class does unless told not
+    to.
+    """
+    if not configuration.get("add_bos_token", configuration.get("tokenizer_class") in BEGINNING_CLASSES):
         return None
+    return _token_name(configuration.get("bos_token", "<s>"))
+
+
+def _configuration_beside(path: Path) -> dict[str, Any]:
+    """The content of the tokenizer_config.json in the tokenizer's folder; empty where there is none."""
+    path = path.with_name(CONFIGURATION)
+    if not path.exists():
+        return {}
     try:
         value: Any = json.loads(path.read_text(encoding="utf-8"))
-        token = value.get("eos_token")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a JSON object: {error}") from error
-    # Older files hold the token's whole description.
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object, but a {type(value).__name__}")
+    return value
+
+
+def _token_name(token: object) -> str | None:
+    """Older files hold the token's whole description."""
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
@@ -186,20 +224,26 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     raise UserError(f"the tokenizer {path} must be a .model (SentencePiece) or .json (Hugging Face) file")
 
 
+def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text that a model is to continue, at least one: begun as its documents are."""
+    begin = [] if tokenizer.begin_id is None else [tokenizer.begin_id]
+    return begin + tokenizer.encode(text) or [tokenizer.eod_id]
+
+
 class StreamDecoder:
     """Text of a growing list of ids, never half a character.
 
     `push` returns the text that became certain; `finish` what is left, with U+FFFD for a character that never
-    ended. The texts joined are `decode` of all ids.
+    ended. The texts joined are `decode` of all ids, or, after `prompt`, what the ids add to its text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
+        self._ids = list(prompt)
         # Ids before `_context` no longer matter; those before `_shown` are printed. The overlap is decoded
         # again each time, since a tokenizer may write the first id of a text differently (without its space).
         self._context = 0
-        self._shown = 0
+        self._shown = len(self._ids)
 
     def push(self, token: int) -> str:
         """Add one id; the text it completes, possibly empty."""

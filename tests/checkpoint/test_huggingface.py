@@ -124,7 +124,9 @@ def test_export_then_import_then_export(tmp_path: Path, name: str, dtype: str) -
     assert file_bytes(folder) == expected
     assert seen[-1] == (sum(len(content) for _, _, content in expected.values()),) * 2
 
-    imported = import_huggingface(folder, tmp_path / "again")
+    read: list[tuple[int, int]] = []
+    imported = import_huggingface(folder, tmp_path / "again", lambda done, total: read.append((done, total)))
+    assert max(read) == seen[-1], "bytes, as the export counts them"
     assert imported.checkpoint == tmp_path / "again" / "checkpoints" / "step-000000"
     again = Checkpoint.open(imported.checkpoint)
     again.verify()

@@ -47,10 +47,10 @@ def tokenizer_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     return folder / "tokenizer.model"
 
 
-def converted(path: Path) -> Any:
+def converted(path: Path, **others: bytes) -> Any:
     import tokenizers
 
-    files = generated_files({"tokenizer.model": path.read_bytes()})
+    files = generated_files({"tokenizer.model": path.read_bytes(), **others})
     return tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
 
 
@@ -118,6 +118,41 @@ def test_models_of_others(tmp_path: Path, kind: str, rule: str, squeeze: bool) -
         ids = ours.encode(sample)
         assert theirs.encode(sample).ids == ids, sample
         assert theirs.decode(ids) == ours.decode(ids), sample
+
+
+LLAMA = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+@needs_tokenizers
+@pytest.mark.parametrize("added", [None, True, False])
+def test_texts_begin_as_the_imported_model_says(tokenizer_path: Path, added: bool | None) -> None:
+    """A LLaMA that came with a tokenizer.model alone: the tokenizer.json made for it keeps the begin token."""
+    values = LLAMA if added is None else LLAMA | {"add_bos_token": added}
+    theirs = converted(tokenizer_path, **{"tokenizer_config.json": json.dumps(values).encode()})
+    begin = [1] if added is not False else []
+    for text in (JAPANESE, "", "x"):
+        ids = load_tokenizer(tokenizer_path).encode(text)
+        assert theirs.encode(text).ids == begin + ids
+        assert theirs.encode(text, "x").ids == begin + ids + theirs.encode("x").ids
+        assert theirs.encode(text, add_special_tokens=False).ids == ids
+
+
+@needs_transformers
+def test_an_imported_llama_is_exported_with_its_begin_token(tmp_path: Path, tokenizer_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer_path.read_bytes())
+    # Its LlamaTokenizer would put a space before the text besides, which this model knows nothing of.
+    values = LLAMA | {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(values))
+    ours = load_tokenizer(tmp_path / "tokenizer.model")
+    shape = build_model(MODELS["llama"] | {"vocabulary": 700})
+    weights = random_weights(shape, "fp32", seed=2)
+    files = tokenizer_files(tmp_path / "tokenizer.model")
+    folder = export_huggingface(save_weights(tmp_path / "run", shape, "fp32", weights, files), tmp_path / "hf")
+    theirs: Any = AutoTokenizer.from_pretrained(folder)
+    assert (ours.begin_id, theirs.bos_token_id) == (1, 1)
+    assert theirs.encode(JAPANESE) == [1, *ours.encode(JAPANESE)]
 
 
 @needs_transformers

@@ -128,14 +128,18 @@ def _pieces(
                 f"{source.tensors[name].file} holds the tensor {name}, which has no place in a "
                 f"{model.family} model of {model.layers} layers"
             )
-    total = sum(entry.elements for entry in shapes.values())
+    total = sum(
+        shapes[name]._replace(dtype=source.tensors[match.theirs].dtype).bytes
+        for match in wanted
+        for name in match.ours
+    )
     done = 0
     for match in wanted:
         dtype = source.tensors[match.theirs].dtype
         begin = 0
         for name in match.ours:
             entry = shapes[name]._replace(dtype=dtype)
-            done += entry.elements
+            done += entry.bytes
             yield _ImportedPiece(entry, _reader(source, match, begin, entry.shape[0], (done, total), progress))
             begin += entry.shape[0]
 

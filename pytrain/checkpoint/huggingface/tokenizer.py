@@ -63,12 +63,16 @@ def end_of_document(files: Mapping[str, Path]) -> int | None:
 def generated_files(contents: Mapping[str, bytes]) -> dict[str, bytes]:
     """The files transformers needs beside a SentencePiece tokenizer.model.
 
-    `contents` are the small files of a checkpoint. A tokenizer.json among them is left as it is.
+    `contents` are the small files of a checkpoint. A tokenizer.json among them is left as it is; one that is made
+    puts before a text what a tokenizer_config.json among them says.
     """
+    from pytrain.data.tokenizer import CONFIGURATION, begin_name
+
     if "tokenizer.model" not in contents or "tokenizer.json" in contents:
         return {}
     model = parse_model(contents["tokenizer.model"])
     end = model.pieces[model.end].text if model.end >= 0 else None
+    begin = begin_name(json.loads(contents.get(CONFIGURATION, b"{}")))
     config = {
         "add_bos_token": False,
         "add_eos_token": False,
@@ -79,13 +83,13 @@ def generated_files(contents: Mapping[str, bytes]) -> dict[str, bytes]:
         "unk_token": model.pieces[model.unknown].text,
     }
     return {
-        "tokenizer.json": json.dumps(tokenizer_json(model), ensure_ascii=False, indent=1).encode(),
+        "tokenizer.json": json.dumps(tokenizer_json(model, begin), ensure_ascii=False, indent=1).encode(),
         "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
     }
 
 
-def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
-    """The content of a tokenizer.json that encodes as the model does.
+def tokenizer_json(model: SentencePieceModel, begin: str | None = None) -> dict[str, Any]:
+    """The content of a tokenizer.json that encodes as the model does, and puts the piece `begin` before a text.
 
     With one exception, that pytrain's own models do not meet: under a dummy prefix, the text after a
     user-defined piece gets a prefix too.
@@ -104,9 +108,29 @@ def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
         "added_tokens": list(_added_tokens(model)),
         "normalizer": {"type": "Sequence", "normalizers": list(_normalizers(model))},
         "pre_tokenizer": None,
-        "post_processor": None,
+        "post_processor": None if begin is None else _beginning(model, begin),
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": _unigram(model) if model.kind == UNIGRAM else _bpe(model),
+    }
+
+
+def _beginning(model: SentencePieceModel, begin: str) -> dict[str, Any]:
+    """The token before a text, and before each of a pair of texts."""
+    token = next((index for index, piece in enumerate(model.pieces) if piece.text == begin), None)
+    if token is None:
+        raise UserError(f"tokenizer.model has no piece {begin!r}, the begin token named by tokenizer_config.json")
+
+    def begun(text: str, number: int) -> list[dict[str, Any]]:
+        return [
+            {"SpecialToken": {"id": begin, "type_id": number}},
+            {"Sequence": {"id": text, "type_id": number}},
+        ]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": begun("A", 0),
+        "pair": begun("A", 0) + begun("B", 1),
+        "special_tokens": {begin: {"id": begin, "ids": [token], "tokens": [begin]}},
     }
 
 
