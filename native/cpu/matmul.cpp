@@ -1,13 +1,15 @@
 // Five loops around a register tile, after Goto and van de Geijn ("Anatomy of high-performance matrix multiplication",
-// 2008) and BLIS. C is cut into regions; for each block of k, a region's panels of op(a) and op(b) are packed by all
-// threads into the shared workspace, then its tasks, blocks of block_rows x task_columns, run tile by tile. Between the
-// tiles they ask for what is packed next.
+// 2008) and BLIS. C is cut into regions; for each block of k, a region's panels of op(a) are packed by all threads into
+// the shared workspace. Most column blocks of op(b) are packed by the thread that then multiplies them with all rows;
+// the rest, which lets threads finish together, is packed by all and cut into small tasks. These run tile by tile, and
+// between the tiles they ask for what is packed next.
 #include "cpu/matmul.h"
 
 #include <algorithm>
 
 #include "core/check.h"
 #include "cpu/panels.h"
+#include "cpu/room.h"
 #include "cpu/threads.h"
 
 namespace pytrain::cpu {
@@ -16,10 +18,6 @@ namespace {
 
 using std::int64_t;
 
-// What is packed at once: large enough that a packed panel of one operand meets many of the other, small enough that
-// both (1.5 and 4.5 MiB at a depth of 384) stay in a last-level cache.
-constexpr int64_t kRegionRows = 1024;
-constexpr int64_t kRegionColumns = 3072;
 // Up to this many rows, packing all of op(b) beforehand costs more than using it: each task packs its own panels.
 constexpr int64_t kSkinnyRows = 32;
 // Tasks are made smaller until a region has this many (or they are down to a few tiles): enough for 64 threads.
@@ -32,31 +30,6 @@ constexpr int64_t kMostPackVectors = 512;
 constexpr int64_t kPackTasksPerThread = 4;
 // Rows of a source that are packed across at a time; 16 rows of a panel of any width are whole cache lines.
 constexpr int64_t kPackRows = 16;
-
-constexpr int64_t kAlignFloats = 16;  // 64 bytes, what kernels.h promises of panels
-
-// Where everything lies in the workspace, from the table alone.
-struct Room {
-    explicit Room(const Products& table)
-        : region_rows(round_up(kRegionRows, table.tile_rows)),
-          region_columns(round_up(kRegionColumns, table.tile_columns)),
-          a_panel(round_up(table.tile_rows * table.words(table.block_depth), kAlignFloats) + kAlignFloats),
-          b_panel(round_up(table.tile_columns * table.words(table.block_depth), kAlignFloats) + kAlignFloats),
-          a_floats(region_rows / table.tile_rows * a_panel),
-          b_floats(region_columns / table.tile_columns * b_panel),
-          tile_floats(round_up(table.tile_rows * table.tile_columns, kAlignFloats)),
-          row_floats(round_up(table.block_columns, kAlignFloats)),
-          block_floats(round_up(table.block_rows * table.block_columns, kAlignFloats)) {}
-
-    int64_t shared() const { return a_floats + b_floats + region_rows * region_columns; }
-    int64_t thread() const { return b_panel + tile_floats + 2 * row_floats + block_floats; }
-
-    int64_t region_rows, region_columns;
-    int64_t a_panel, b_panel;    // floats from one panel to the next: no power of two, which would share cache sets
-    int64_t a_floats, b_floats;  // shared: panels of a, panels of b, then sums (region_rows, region_columns)
-    int64_t tile_floats;         // thread: a panel of b, a tile, two rows of a task, then the sums of one
-    int64_t row_floats, block_floats;
-};
 
 // Where a 16-bit c is summed in fp32: in the thread's own scratch where one block of k is all there is, so that the
 // sums are rounded before they leave the second-level cache; else in the workspace, from block to block.
@@ -94,7 +67,8 @@ struct Run {
     const int64_t region_rows, region_columns;
     int64_t first_row = 0, rows = 0, first_column = 0, columns = 0;  // the region
     int64_t first_depth = 0, depth = 0;                              // the block of k
-    Panels row_panels;                                               // of the region
+    int64_t own_blocks = 0, own_columns = 0;  // of columns, from the first on: see choose_own_blocks
+    Panels row_panels;                        // of the region
 
     float* a_panels() const { return workspace.shared(); }
     float* b_panels() const { return workspace.shared() + room.a_floats; }
@@ -116,10 +90,22 @@ struct Run {
     }
 
 private:
+    // How many column blocks are packed by the task that computes them, into the thread's own scratch, just before:
+    // their panels go from there to the tiles without a way through the last-level cache, and nobody waits for them.
+    // Such a task has all rows of the region, so threads need several of them each, and something smaller at the end
+    // to finish together. Panels that serve several regions are packed for all.
+    int64_t choose_own_blocks() const {
+        const int64_t blocks = ceil_divide(columns, products.block_columns), threads = workspace.threads();
+        if (skinny || (product.m > region_rows && product.k <= products.block_depth)) return 0;
+        return threads == 1 ? blocks : blocks * 3 / 4 / threads * threads;
+    }
+
     void measure() {
         rows = std::min(region_rows, product.m - first_row);
         columns = std::min(region_columns, product.n - first_column);
         depth = std::min(products.block_depth, product.k - first_depth);
+        own_blocks = choose_own_blocks();
+        own_columns = std::min(own_blocks * products.block_columns, columns);
         row_panels = Panels(rows, products.tile_rows, products.matmul_low ? products.low_step : 0);
     }
 };
@@ -140,10 +126,21 @@ Operand operand_a(const Run& run) {
             run.first_row, run.row_panels, run.room.a_panel};
 }
 
-Operand operand_b(const Run& run) {
+// Of columns [begin, end) of the region.
+Operand operand_b(const Run& run, int64_t begin, int64_t end) {
     const Matmul& product = run.product;
-    const Panels panels(run.columns, run.products.tile_columns, 0);
-    return {product.b, product.ldb, product.transpose_b == Transpose::yes, run.first_column, panels, run.room.b_panel};
+    const Panels panels(end - begin, run.products.tile_columns, 0);
+    return {product.b, product.ldb,     product.transpose_b == Transpose::yes, run.first_column + begin,
+            panels,    run.room.b_panel};
+}
+
+// The columns that are packed for all threads.
+Operand shared_b(const Run& run) { return operand_b(run, run.own_columns, run.columns); }
+
+// A column block that its task packs.
+Operand own_b(const Run& run, int64_t block) {
+    const int64_t begin = block * run.products.block_columns;
+    return operand_b(run, begin, std::min(begin + run.products.block_columns, run.columns));
 }
 
 // Packs panels [begin, end) of the region's block of k; panel `begin` goes to `panels`.
@@ -154,15 +151,15 @@ void pack_panels(const Run& run, const Operand& operand, float* panels, int64_t 
     // next panels, would be gone again before those are packed. So a few rows are spread over all panels before the
     // next few.
     const int64_t step = operand.along ? std::max<int64_t>(run.depth, 1) : kPackRows;
-    for (int64_t p = 0; p < run.depth; p += step)
+    for (int64_t p = 0; p < run.depth; p += step) {
+        const int64_t k = run.first_depth + p, n = std::min(step, run.depth - p), words = run.products.words(p);
         for (int64_t panel = begin; panel < end; ++panel) {
-            const int64_t vector = operand.first + operand.panels.begin(panel), k = run.first_depth + p;
-            const int64_t width = operand.panels.padded(panel);
+            const int64_t vector = operand.first + operand.panels.begin(panel), width = operand.panels.padded(panel);
             const int64_t offset = operand.along ? vector * operand.ld + k : k * operand.ld + vector;
-            kernel(panels + (panel - begin) * operand.stride + run.products.words(p) * width,
-                   operand.source.at(offset).data, operand.ld, std::min(step, run.depth - p),
-                   operand.panels.width(panel), width);
+            kernel(panels + (panel - begin) * operand.stride + words * width, operand.source.at(offset).data,
+                   operand.ld, n, operand.panels.width(panel), width);
         }
+    }
 }
 
 // Panels of one packing task. What is packed does not depend on it.
@@ -175,7 +172,7 @@ int64_t panels_per_task(const Run& run, const Operand& operand) {
 }
 
 void pack_region(const Run& run) {
-    const Operand a = operand_a(run), b = operand_b(run);
+    const Operand a = operand_a(run), b = shared_b(run);
     const int64_t a_panels = run.packs_a() ? a.panels.count : 0;
     const int64_t b_panels = run.packs_b() ? b.panels.count : 0;
     const int64_t a_step = panels_per_task(run, a), b_step = panels_per_task(run, b);
@@ -221,10 +218,9 @@ struct Ahead {
 // What is packed after a region's block of k. Packing alone waits for memory most of its time; a source that was asked
 // for between the tiles of the block before, a few lines each, waits in cache instead.
 struct Next {
-    explicit Next(Run run) {
-        if (!run.advance()) return;
-        if (run.packs_a()) a = Ahead(run, operand_a(run));
-        if (run.packs_b()) b = Ahead(run, operand_b(run));
+    explicit Next(const Run& now) : run(now), any(run.advance()) {
+        if (any && run.packs_a()) a = Ahead(run, operand_a(run));
+        if (any && run.packs_b()) b = Ahead(run, shared_b(run));
     }
 
     int64_t lines() const { return a.lines + b.lines; }
@@ -232,8 +228,44 @@ struct Next {
         a.ask(first, std::min(last, a.lines));
         b.ask(std::max<int64_t>(first - a.lines, 0), last - a.lines);
     }
+    // What the thread that packs column block `block` of `now` will likely pack after it.
+    Ahead after_block(const Run& now, int64_t block) const {
+        const int64_t following = block + now.workspace.threads();
+        if (following < now.own_blocks) return Ahead(now, own_b(now, following));
+        if (any && following - now.own_blocks < run.own_blocks)
+            return Ahead(run, own_b(run, following - now.own_blocks));
+        return Ahead();
+    }
 
+    Run run;
+    bool any;
     Ahead a, b;
+};
+
+// A task's share of what comes next, asked for in equal parts before each of its tiles.
+struct Asking {
+    Asking(const Next& all, int64_t task, int64_t tasks, int64_t tiles)
+        : next(all),
+          at(next.lines() * task / tasks),
+          last(next.lines() * (task + 1) / tasks),
+          step(ceil_divide(last - at, tiles)) {}
+    Asking(const Next& all, int64_t task, int64_t tasks, int64_t tiles, const Ahead& after)
+        : Asking(all, task, tasks, tiles) {
+        own = after;
+        own_step = ceil_divide(own.lines, tiles);
+    }
+
+    void ask() {
+        next.ask(at, std::min(at + step, last));
+        own.ask(own_at, std::min(own_at + own_step, own.lines));
+        at += step;
+        own_at += own_step;
+    }
+
+    const Next& next;
+    int64_t at, last, step;
+    Ahead own;  // the column block that the thread packs next
+    int64_t own_at = 0, own_step = 0;
 };
 
 // A task: panels of a and columns of the region, and the thread's scratch. `sums` begins at (row_begin, column_begin).
@@ -255,7 +287,7 @@ Task make_task(const Run& run, int64_t panel_begin, int64_t panel_end, int64_t c
     const int64_t row_begin = run.row_panels.begin(panel_begin), row_end = run.row_panels.begin(panel_end);
     Task task{panel_begin, panel_end, row_begin, row_end, column_begin, column_end, run.workspace.thread(thread),
               nullptr,     nullptr,   nullptr,   0};
-    task.tile = task.panel + run.room.b_panel;
+    task.tile = task.panel + run.room.own_panels;
     task.row = task.tile + run.room.tile_floats;
     if (run.sums == Sums::thread) {
         task.sums = task.row + 2 * run.room.row_floats;
@@ -362,50 +394,84 @@ void finish_rows(const Run& run, const Task& task, int64_t begin, int64_t end) {
 void compute_skinny_task(const Run& run, const Task& task) {
     const int64_t tile_columns = run.products.tile_columns;
     for (int64_t column = task.column_begin; column < task.column_end; column += tile_columns) {
-        pack_panels(run, operand_b(run), task.panel, column / tile_columns, column / tile_columns + 1);
+        pack_panels(run, shared_b(run), task.panel, column / tile_columns, column / tile_columns + 1);
         for (int64_t panel = task.panel_begin; panel < task.panel_end; ++panel)
             compute_tile(run, task, panel, task.panel, column);
     }
     if (run.last_block()) finish_rows(run, task, task.row_begin, task.row_end);
 }
 
-// One block of k. A panel of a is read from the first-level cache by every tile of its row, those of b stream from the
-// second. Lines [ask, last) of what comes next are asked for meanwhile.
-void compute_task(const Run& run, const Task& task, const Next& next, int64_t ask, int64_t last) {
+int64_t count_tiles(const Run& run, int64_t panels, int64_t columns) {
+    return panels * ceil_divide(columns, run.products.tile_columns);
+}
+
+// One block of k, whose panels of b for the task's columns begin at `b`. A panel of a is read from the first-level
+// cache by every tile of its row, those of b stream from the second.
+void compute_task(const Run& run, const Task& task, const float* b, Asking& asking) {
     const int64_t tile_columns = run.products.tile_columns;
-    const int64_t tiles =
-        (task.panel_end - task.panel_begin) * ceil_divide(task.column_end - task.column_begin, tile_columns);
-    const int64_t lines = ceil_divide(last - ask, tiles);
     for (int64_t panel = task.panel_begin; panel < task.panel_end; ++panel) {
         for (int64_t column = task.column_begin; column < task.column_end; column += tile_columns) {
-            next.ask(ask, std::min(ask + lines, last));
-            ask += lines;
-            compute_tile(run, task, panel, run.b_panels() + column / tile_columns * run.room.b_panel, column);
+            asking.ask();
+            const int64_t index = (column - task.column_begin) / tile_columns;
+            compute_tile(run, task, panel, b + index * run.room.b_panel, column);
         }
         if (run.last_block()) finish_rows(run, task, run.row_panels.begin(panel), run.row_panels.begin(panel + 1));
     }
 }
 
+// A column block with all rows of the region, packed here.
+void compute_own_block(const Run& run, const Next& next, int64_t block, int64_t tasks, int thread) {
+    const Operand b = own_b(run, block);
+    const int64_t column = block * run.products.block_columns, panels = run.row_panels.count;
+    const int64_t step = run.products.block_rows / run.products.tile_rows;
+    Asking asking(next, block, tasks, count_tiles(run, panels, b.panels.vectors), next.after_block(run, block));
+    pack_panels(run, b, run.workspace.thread(thread), 0, b.panels.count);
+    for (int64_t panel = 0; panel < panels; panel += step) {  // as many rows as have room in the thread's scratch
+        const Task task =
+            make_task(run, panel, std::min(panel + step, panels), column, column + b.panels.vectors, thread);
+        compute_task(run, task, task.panel, asking);
+    }
+}
+
+// How the columns that all threads pack together are cut into tasks.
+struct Cut {
+    explicit Cut(const Run& run)
+        : panels(std::min(run.products.block_rows / run.products.tile_rows, run.row_panels.count)),
+          columns(run.products.block_columns) {
+        const int64_t tile = run.products.tile_columns, rest = run.columns - run.own_columns;
+        const auto count = [&] { return ceil_divide(run.row_panels.count, panels) * ceil_divide(rest, columns); };
+        while (count() < kEnoughTasks && columns > 2 * tile) columns = round_up(columns / 2, tile);
+        while (count() < kEnoughTasks && panels > 4) panels = ceil_divide(panels, 2);
+        down = ceil_divide(run.row_panels.count, panels);
+        tasks = count();
+    }
+
+    int64_t panels, columns;  // of a task
+    int64_t down, tasks;      // tasks below each other, and all
+};
+
 void compute_region(const Run& run) {
-    const Products& table = run.products;
-    const int64_t panels = run.row_panels.count;
-    int64_t task_panels = std::min(table.block_rows / table.tile_rows, panels);
-    int64_t task_columns = table.block_columns;
-    const auto tasks = [&] { return ceil_divide(panels, task_panels) * ceil_divide(run.columns, task_columns); };
-    while (tasks() < kEnoughTasks && task_columns > 2 * table.tile_columns)
-        task_columns = round_up(task_columns / 2, table.tile_columns);
-    while (tasks() < kEnoughTasks && task_panels > 4) task_panels = ceil_divide(task_panels, 2);
-    const int64_t down = ceil_divide(panels, task_panels), all = tasks();
+    const Cut cut(run);
     const Next next(run);
-    parallel_for(run.workspace.threads(), all, [&](int64_t task, int thread) {
+    const int64_t all = run.own_blocks + cut.tasks;
+    parallel_for(run.workspace.threads(), all, [&](int64_t index, int thread) {
+        if (index < run.own_blocks) {
+            compute_own_block(run, next, index, all, thread);
+            return;
+        }
         // Neighbours in time share their columns, whose panels are the larger part of a task's reading.
-        const int64_t panel = task % down * task_panels, column = task / down * task_columns;
-        const Task work = make_task(run, panel, std::min(panel + task_panels, panels), column,
-                                    std::min(column + task_columns, run.columns), thread);
-        if (run.skinny)
-            compute_skinny_task(run, work);
-        else
-            compute_task(run, work, next, next.lines() * task / all, next.lines() * (task + 1) / all);
+        const int64_t place = index - run.own_blocks;
+        const int64_t panel = place % cut.down * cut.panels;
+        const int64_t column = run.own_columns + place / cut.down * cut.columns;
+        const Task task = make_task(run, panel, std::min(panel + cut.panels, run.row_panels.count), column,
+                                    std::min(column + cut.columns, run.columns), thread);
+        if (run.skinny) {
+            compute_skinny_task(run, task);
+            return;
+        }
+        Asking asking(next, index, all, count_tiles(run, cut.panels, cut.columns));
+        const int64_t first = (column - run.own_columns) / run.products.tile_columns;
+        compute_task(run, task, run.b_panels() + first * run.room.b_panel, asking);
     });
 }
 

@@ -218,6 +218,30 @@ def test_any_number_of_rows(isa: str, dtype: str, transpose_a: bool) -> None:
         assert same_bits(c.base[:, n:], before[:, n:]), "wrote beside c"
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("transpose_b", [False, True])
+def test_column_blocks(isa: str, dtype: str, transpose_b: bool) -> None:
+    """Column blocks that their tasks pack, and those that are packed for all: how many depends on the threads.
+
+    More rows than fit a thread's scratch at once, a last column block that is cut off, one block of k and two.
+    """
+    sizes = kernels.block_sizes(isa, dtype)
+    m, n = sizes["block_rows"] + 21, 5 * sizes["block_columns"] + sizes["tile_columns"] + 3
+    for k in (sizes["block_depth"] - 3, sizes["block_depth"] + 5):
+        a, b = operand(m, k, False, 29, dtype), operand(k, n, transpose_b, 30, dtype)
+        bias, before = random(n, seed=31), stored(random(m, n, seed=32), dtype)
+        results = []
+        for threads in (1, 2, 3, 8):
+            c = strided(before, 4)
+            CpuDevice(isa, threads).matmul(c, a, b, transpose_b=transpose_b, bias=bias, accumulate=True)
+            results.append(np.ascontiguousarray(c))
+        extra = values(before, dtype) + bias.astype(np.float64)
+        rounding = ROUNDING[dtype] if dtype != "fp32" else 0.0
+        factors = exact(a, False, dtype), exact(b, transpose_b, dtype)
+        assert_product(values(results[0], dtype), *factors, extra, rounding)
+        assert all(same_bits(result, results[0]) for result in results)
+
+
 def test_a_column_does_not_know_its_neighbours(isa: str) -> None:
     """What lets a tensor-parallel slice of a column-parallel product equal the whole one's columns."""
     device = CpuDevice(isa, 2)

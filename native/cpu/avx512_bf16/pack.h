@@ -11,6 +11,8 @@
 namespace pytrain::cpu::avx512_bf16 {
 namespace {
 
+using avx512::kTileRows;
+
 inline __mmask32 elements(std::int64_t n) { return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1u; }
 
 // Sixteen words of bf16 pairs read along a vector, and two rows of sixteen elements, each the lower or upper half of
@@ -127,6 +129,29 @@ void pack_along(float* panel, const void* source, std::int64_t ld, std::int64_t 
 // Rows lie too far apart for the hardware to see that the next panels read on in each.
 constexpr std::int64_t kAhead = 128;  // bytes: two panels of 32 elements, four of 14
 
+// A width that the compiler knows: what is packed at a time is short, so that it shows.
+template <std::int64_t width>
+struct Width {
+    constexpr operator std::int64_t() const { return width; }
+};
+
+// A panel of 8 to 16 columns, all there, of a source at least 16 wide, as far as whole vectors may be used: while a row
+// of the source still follows, which holds what is read beyond, and a word, which overwrites what is written beyond.
+// Returns how many words that is.
+template <class Source, class PanelWidth>
+std::int64_t pack_left(float* panel, const typename Source::Element* from, std::int64_t ld, std::int64_t k,
+                       PanelWidth panel_width) {
+    std::int64_t word = 0;
+    for (; 2 * word + 2 < k; ++word) {
+        const auto* lower = from + 2 * word * ld;
+        const auto* upper = lower + ld;
+        _mm_prefetch(reinterpret_cast<const char*>(lower) + kAhead, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(upper) + kAhead, _MM_HINT_T0);
+        _mm512_storeu_si512(panel + word * panel_width, Source::load_first(lower, upper));
+    }
+    return word;
+}
+
 template <class Source>
 void pack_across(float* panel, const void* source, std::int64_t ld, std::int64_t k, std::int64_t width,
                  std::int64_t panel_width) {
@@ -145,17 +170,9 @@ void pack_across(float* panel, const void* source, std::int64_t ld, std::int64_t
             _mm512_storeu_si512(panel + word * 32 + 16, second);
         }
     }
-    // The usual left operand: a panel of fourteen, or of eight at least.
-    if (width == panel_width && panel_width >= 8 && panel_width < 16 && ld >= 16 - panel_width) {
-        // Whole vectors where a row of the source still follows: it holds what is read beyond, and its word overwrites
-        // what is written beyond.
-        for (; 2 * word + 2 < k; ++word) {
-            const auto* lower = from + 2 * word * ld;
-            const auto* upper = lower + ld;
-            _mm_prefetch(reinterpret_cast<const char*>(lower) + kAhead, _MM_HINT_T0);
-            _mm_prefetch(reinterpret_cast<const char*>(upper) + kAhead, _MM_HINT_T0);
-            _mm512_storeu_si512(panel + word * panel_width, Source::load_first(lower, upper));
-        }
+    if (width == panel_width && ld >= 16) {  // the usual left operand: fourteen rows, or at the end eight to twelve
+        if (panel_width == kTileRows) word = pack_left<Source>(panel, from, ld, k, Width<kTileRows>());
+        if (panel_width >= 8 && panel_width < kTileRows) word = pack_left<Source>(panel, from, ld, k, panel_width);
     }
     for (; word < words; ++word) {
         const auto* lower = from + 2 * word * ld;
