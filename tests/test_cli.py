@@ -289,10 +289,12 @@ def test_export_import_inspect_and_demo(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_an_import_without_a_tokenizer_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = ImportedRun(Path("back/checkpoints/step-000000"), Path("back/run.toml"), None)
+    made = ImportedRun(Path("back/checkpoints/step-000000"), Path("back/run.toml"), None, ("bf16", "fp32"))
     monkeypatch.setattr("pytrain.checkpoint.huggingface.import_huggingface", Calls(made))
     assert main(["import", "--hf", "out", "--out", "back"]) == ExitCode.OK
-    assert "next: name a tokenizer under [tokenizer], and a corpus that was" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "note: the tensors are of bf16 and fp32; all become fp32, which loses nothing"
+    assert "next: name a tokenizer under [tokenizer], and a corpus that was" in said[1]
 
 
 def test_bench_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:

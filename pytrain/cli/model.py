@@ -174,6 +174,8 @@ def import_(folder: Path, out: Path) -> None:
 
     with byte_progress("import", sys.stderr) as progress:
         made = import_huggingface(folder, out, lambda done, total: progress(done, total, None, None))
+    if made.widened:
+        click.echo(f"note: the tensors are of {' and '.join(made.widened)}; all become fp32, which loses nothing")
     if made.tokenizer is None:
         prepare = "name a tokenizer under [tokenizer], and a corpus that was prepared with it"
     else:

@@ -214,6 +214,7 @@ def test_llama_with_old_buffers_and_a_list_of_ends(tmp_path: Path) -> None:
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(5, np.float32)
     config = LLAMA_CONFIG | {"eos_token_id": [2, 5], "pretraining_tp": 4, "attention_dropout": 0.1}
     imported = import_huggingface(write_model(tmp_path / "hf", config, tensors), tmp_path / "run")
+    assert imported.widened == ()
     checkpoint = Checkpoint.open(imported.checkpoint)
     exported = json.loads((export_huggingface(checkpoint, tmp_path / "out") / "config.json").read_text())
     assert exported["eos_token_id"] == [2, 5]
@@ -232,6 +233,21 @@ def test_tied_head_may_be_stored_twice_but_not_differ(tmp_path: Path) -> None:
         UserError, match=r"lm_head.weight differs from model.embed_tokens.weight, but config.json ties"
     ):
         import_huggingface(write_model(tmp_path / "hf", config, tensors), tmp_path / "run2")
+
+
+def test_norms_of_another_type_make_the_whole_model_fp32(tmp_path: Path) -> None:
+    """As a training that kept norms in fp32 leaves it; pytrain trains in one type, and fp32 holds all others."""
+    tensors = llama_tensors()
+    mixed: dict[str, NDArray[Any]] = {
+        name: value if "norm" in name else value.astype(np.float16) for name, value in tensors.items()
+    }
+    imported = import_huggingface(write_model(tmp_path / "hf", LLAMA_CONFIG, mixed), tmp_path / "run")
+    assert imported.widened == ("fp16", "fp32")
+    assert load(imported.run_toml).precision.dtype == "fp32"
+    out = file_bytes(export_huggingface(Checkpoint.open(imported.checkpoint), tmp_path / "out"))
+    assert {name: dtype for name, (dtype, _, _) in out.items()} == dict.fromkeys(tensors, "F32")
+    for name, value in mixed.items():
+        assert out[name][2] == value.astype(np.float32).tobytes(), name
 
 
 def refuse(tmp_path: Path, config: dict[str, Any], tensors: dict[str, NDArray[Any]], pattern: str) -> None:

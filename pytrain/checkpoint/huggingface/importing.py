@@ -16,7 +16,7 @@ from pytrain.checkpoint.huggingface.names import HEAD, IGNORED, Match, matches
 from pytrain.checkpoint.huggingface.tokenizer import is_sentencepiece
 from pytrain.checkpoint.huggingface.weights import Stored, WeightFiles, check_dtype
 from pytrain.checkpoint.parameters import weight_entries
-from pytrain.checkpoint.pieces import Progress, TensorEntry
+from pytrain.checkpoint.pieces import Progress, TensorEntry, convert
 from pytrain.checkpoint.store import check_writable, free_bytes, newest_checkpoint, required_bytes
 from pytrain.checkpoint.writer import save
 from pytrain.config import ModelConfig, build, resolved_toml
@@ -33,12 +33,14 @@ class ImportedRun:
     """What an import wrote.
 
     checkpoint: RUN/checkpoints/step-000000. run_toml: RUN/run.toml, in which the corpora have to be named.
-    tokenizer: the file in RUN/tokenizer, None where the model came without one.
+    tokenizer: the file in RUN/tokenizer, None where the model came without one. widened: the dtypes that were found
+    where there were several, all of which became fp32; else empty.
     """
 
     checkpoint: Path
     run_toml: Path
     tokenizer: Path | None
+    widened: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class _ImportedPiece:
 
 def import_huggingface(folder: str | Path, run_folder: str | Path, progress: Progress | None = None) -> ImportedRun:
     """Make a run of a GPT-2 or LLaMA model: weights in their dtype, configuration, tokenizer.
+
+    Where tensors differ in dtype all become fp32, which loses nothing: training has one type for all.
 
     Raises:
         UserError: a file is missing or malformed, the model is one that pytrain does not compute, a tensor is
@@ -94,7 +98,8 @@ def import_huggingface(folder: str | Path, run_folder: str | Path, progress: Pro
     checkpoint = save(run_folder, 0, pieces, state, text, companions)
     with naming(run_folder / RUN_TOML, "written"):
         (run_folder / RUN_TOML).write_text(text, encoding="utf-8")
-    return ImportedRun(checkpoint, run_folder / RUN_TOML, tokenizer)
+    found = _dtypes(source, model)
+    return ImportedRun(checkpoint, run_folder / RUN_TOML, tokenizer, found if len(found) > 1 else ())
 
 
 def _with_prefix(source: WeightFiles, model: ModelConfig) -> WeightFiles:
@@ -128,34 +133,39 @@ def _pieces(
                 f"{source.tensors[name].file} holds the tensor {name}, which has no place in a "
                 f"{model.family} model of {model.layers} layers"
             )
-    total = sum(
-        shapes[name]._replace(dtype=source.tensors[match.theirs].dtype).bytes
-        for match in wanted
-        for name in match.ours
-    )
+    found = _dtypes(source, model)
+    dtype = found[0] if len(found) == 1 else "fp32"
+    total = sum(entry._replace(dtype=dtype).bytes for entry in shapes.values())
     done = 0
     for match in wanted:
-        dtype = source.tensors[match.theirs].dtype
         begin = 0
         for name in match.ours:
             entry = shapes[name]._replace(dtype=dtype)
             done += entry.bytes
-            yield _ImportedPiece(entry, _reader(source, match, begin, entry.shape[0], (done, total), progress))
+            yield _ImportedPiece(entry, _reader(source, match, begin, entry, (done, total), progress))
             begin += entry.shape[0]
+
+
+def _dtypes(source: WeightFiles, model: ModelConfig) -> tuple[str, ...]:
+    """Those of the tensors of the model, each once; a head stored beside the embedding that it is tied to is none."""
+    return tuple(sorted({source.tensors[match.theirs].dtype for match in matches(model)}))
 
 
 def _reader(
     source: WeightFiles,
     match: Match,
     begin: int,
-    rows: int,
+    entry: TensorEntry,
     done: tuple[int, int],
     progress: Progress | None,
 ) -> Callable[[], NDArray[Any]]:
     def read() -> NDArray[Any]:
         theirs = source.read(match.theirs)
         turned = theirs.T if match.transposed else theirs
-        data = np.ascontiguousarray(turned[begin : begin + rows]).ravel()
+        data = np.ascontiguousarray(turned[begin : begin + entry.shape[0]]).ravel()
+        stored = source.tensors[match.theirs].dtype
+        if stored != entry.dtype:
+            data = convert(data, stored, entry.dtype, entry.tensor)
         if progress is not None:
             progress(*done)
         return data
