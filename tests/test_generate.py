@@ -263,6 +263,28 @@ def test_half_a_character_is_never_shown(
     assert len(pieces) > 3, "and it comes as it is written"
 
 
+def test_a_tokenizer_as_llama_2s(models: dict[str, Path], corpora: Corpora, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt begins with its token, and the first word after the prompt keeps the space that decoding drops."""
+    plain = load_tokenizer(corpora.tokenizer)
+    given: list[list[int]] = []
+
+    class Prefixed:
+        begin_id, eod_id, vocabulary_size, encode = 1, plain.eod_id, plain.vocabulary_size, plain.encode
+
+        def decode(self, ids: list[int]) -> str:
+            return plain.decode(ids).removeprefix(" ")
+
+    def continue_tokens(_: Generator, prompt: list[int], **__: Any) -> Any:
+        given.append(prompt)
+        return iter(plain.encode(" two words"))
+
+    monkeypatch.setattr(LoadedModel, "tokenizer", lambda _: Prefixed())
+    monkeypatch.setattr(Generator, "continue_tokens", continue_tokens)
+    assert "".join(generate_text(models["llama"], "one")) == " two words"
+    assert "".join(generate_text(models["llama"], "")).lstrip() == "two words"
+    assert given == [[1, *plain.encode("one")], [1]]
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_a_prompt_longer_than_the_context(
     models: dict[str, Path], capsys: pytest.CaptureFixture[str], name: str
