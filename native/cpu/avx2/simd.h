@@ -10,12 +10,11 @@ namespace {
 using V = __m256;
 constexpr std::int64_t kLanes = 8;
 constexpr std::int64_t kMostLanes = kLanes;
+constexpr bool kSideBySide = true;
 
 // The mask of n lanes begins at kLaneMask + 8 - n.
 constexpr std::int32_t kLaneMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
 inline __m256i lanes(std::int64_t n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLaneMask + 8 - n)); }
-
-constexpr bool kSideBySide = true;
 
 inline V set(float x) { return _mm256_set1_ps(x); }
 inline V load(const float* p) { return _mm256_loadu_ps(p); }

@@ -19,10 +19,9 @@ namespace {
 using V = __m512;
 constexpr std::int64_t kLanes = 16;
 constexpr std::int64_t kMostLanes = kLanes;
+constexpr bool kSideBySide = true;
 
 inline __mmask16 lanes(std::int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
-
-constexpr bool kSideBySide = true;
 
 inline V set(float x) { return _mm512_set1_ps(x); }
 inline V load(const float* p) { return _mm512_loadu_ps(p); }

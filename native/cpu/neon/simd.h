@@ -10,12 +10,11 @@ namespace {
 using V = float32x4_t;
 constexpr std::int64_t kLanes = 4;
 constexpr std::int64_t kMostLanes = kLanes;
+constexpr bool kSideBySide = true;
 
 // All bits of the first n lanes: the four words from kLaneMask + 4 - n on.
 constexpr std::uint32_t kLaneMask[8] = {~0u, ~0u, ~0u, ~0u, 0, 0, 0, 0};
 inline uint32x4_t lanes(std::int64_t n) { return vld1q_u32(kLaneMask + kLanes - n); }
-
-constexpr bool kSideBySide = true;
 
 inline V set(float x) { return vdupq_n_f32(x); }
 inline V load(const float* p) { return vld1q_f32(p); }

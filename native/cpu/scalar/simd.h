@@ -13,8 +13,7 @@ namespace {
 using V = float;
 constexpr std::int64_t kLanes = 1;
 constexpr std::int64_t kMostLanes = kLanes;  // room for a vector of any length that this instruction set may have
-
-constexpr bool kSideBySide = false;
+constexpr bool kSideBySide = false;          // whether long chains take vectors in pairs
 
 inline V set(float x) { return x; }
 inline V load(const float* p) { return *p; }

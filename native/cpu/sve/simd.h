@@ -18,11 +18,10 @@ struct LaneCount {
 };
 constexpr LaneCount kLanes{};
 constexpr std::int64_t kMostLanes = 64;  // 2048 bits
+constexpr bool kSideBySide = false;
 
 inline svbool_t all() { return svptrue_b32(); }
 inline svbool_t lanes(std::int64_t n) { return svwhilelt_b32_s64(0, n); }  // the first n, or all where there are fewer
-
-constexpr bool kSideBySide = false;
 
 inline V set(float x) { return svdup_n_f32(x); }
 inline V load(const float* p) { return svld1_f32(all(), p); }
