@@ -145,6 +145,12 @@ def ends(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:
     yield Operation(
         "loss backward", 2 * logits.nbytes, lambda: device.loss_backward(logits, lse, targets, scalars), size
     )
+    yield Operation(
+        "loss forward and backward",
+        2 * logits.nbytes,
+        lambda: device.loss_forward_backward(scalars, lse, statistics, logits, targets),
+        size,
+    )
 
 
 def updates(device: CpuDevice, sizes: Sizes) -> Iterator[Operation]:

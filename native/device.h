@@ -202,6 +202,11 @@ public:
     virtual void loss_backward(Tensor dlogits, std::int64_t ld_dlogits, Tensor logits, const float* lse,
                                const std::int32_t* targets, const StepScalars* scalars, std::int64_t rows,
                                std::int64_t width, std::int64_t vocabulary_begin, Queue*) = 0;
+    // head_statistics, loss_forward and loss_backward of logits (rows, width) that are the whole vocabulary, a row at a
+    // time: statistics (rows, 3), lse (rows) and dlogits as above. logits are fp32 and worth nothing afterwards.
+    virtual void loss_forward_backward(StepScalars* scalars, float* lse, float* statistics, Tensor dlogits,
+                                       std::int64_t ld_dlogits, Tensor logits, const std::int32_t* targets,
+                                       std::int64_t rows, std::int64_t width, Queue*) = 0;
 
     // --- optimizer -------------------------------------------------------------------------------
     // *sum += sum of squares in float64, in an order fixed by n alone

@@ -194,6 +194,16 @@ class Device(metaclass=_Bound):
         half: str = "bf16",
         dlogits: _Array | None = None,
     ) -> None: ...
+    def loss_forward_backward(
+        self,
+        scalars: _Doubles,
+        lse: _Floats,
+        statistics: _Floats,
+        logits: _Floats,
+        targets: _Integers,
+        half: str = "bf16",
+        dlogits: _Array | None = None,
+    ) -> None: ...
     def sum_squares(self, sum: _Doubles, x: _Array, half: str = "bf16") -> None: ...
     def sum_squares_each(self, sum: _Doubles, arrays: Sequence[_Array], half: str = "bf16") -> None: ...
     def finish_norm(self, scalars: _Doubles, sum: _Doubles, limit: float, loss_scale: float) -> None: ...

@@ -124,24 +124,49 @@ void loss_forward(Device& device, const Array& scalars, const Array& lse, const 
     finish(device);
 }
 
+// Where the gradient of logits goes: in their place, or to `dlogits`.
+struct Gradient {
+    Gradient(const std::string& half, const Array& logits, const Tensor& in_place, const Object& dlogits)
+        : tensor(in_place), stride(logits.shape(1)) {
+        if (dlogits.is_none()) return;
+        const auto array = py::cast<Array>(dlogits);
+        tensor = Arguments(half).rows("dlogits", array, 2, true);
+        check_shape("dlogits", array, shape_of(logits));
+        stride = stride_of(array, 0);
+    }
+
+    Tensor tensor;
+    std::int64_t stride;
+};
+
 void loss_backward(Device& device, const Array& logits, const Array& lse, const Array& targets, const Array& scalars,
                    std::int64_t vocabulary_begin, const std::string& half, const Object& dlogits) {
     check(logits.ndim() == 2, "logits: must be (rows, width), not ", text_of(shape_of(logits)));
     const std::int64_t rows = logits.shape(0), width = logits.shape(1);
     const Tensor slice = Arguments(half).flat("logits", logits, true);
-    Tensor gradient = slice;
-    std::int64_t stride = width;
-    if (!dlogits.is_none()) {
-        const auto array = py::cast<Array>(dlogits);
-        gradient = Arguments(half).rows("dlogits", array, 2, true);
-        check_shape("dlogits", array, shape_of(logits));
-        stride = stride_of(array, 0);
-    }
+    const Gradient gradient(half, logits, slice, dlogits);
     const float* const sums = plain<float>("lse", lse, {rows});
     const std::int32_t* const wanted = plain<std::int32_t>("targets", targets, {rows});
     const StepScalars* const scale = scalars_of(scalars, false);
     const Release release;
-    device.loss_backward(gradient, stride, slice, sums, wanted, scale, rows, width, vocabulary_begin, nullptr);
+    device.loss_backward(gradient.tensor, gradient.stride, slice, sums, wanted, scale, rows, width, vocabulary_begin,
+                         nullptr);
+    finish(device);
+}
+
+void loss_forward_backward(Device& device, const Array& scalars, const Array& lse, const Array& statistics,
+                           const Array& logits, const Array& targets, const std::string& half, const Object& dlogits) {
+    check(logits.ndim() == 2, "logits: must be (rows, width), not ", text_of(shape_of(logits)));
+    const std::int64_t rows = logits.shape(0), width = logits.shape(1);
+    const Tensor slice = Arguments(half).flat("logits", logits, true);
+    const Gradient gradient(half, logits, slice, dlogits);
+    float* const out = plain<float>("lse", lse, {rows}, true);
+    float* const of_rows = plain<float>("statistics", statistics, {rows, kHeadStatistics}, true);
+    const std::int32_t* const wanted = plain<std::int32_t>("targets", targets, {rows});
+    StepScalars* const sums = scalars_of(scalars, true);
+    const Release release;
+    device.loss_forward_backward(sums, out, of_rows, gradient.tensor, gradient.stride, slice, wanted, rows, width,
+                                 nullptr);
     finish(device);
 }
 
@@ -246,6 +271,11 @@ void bind_device_model(py::class_<Device>& device) {
              py::arg("vocabulary_begin") = 0, half, py::arg("dlogits") = py::none(),
              "The gradient of logits (rows, width), times scalars' gradient_scale, in their place or in dlogits, whose "
              "rows may begin where those of logits do.")
+        .def("loss_forward_backward", &loss_forward_backward, py::arg("scalars"), py::arg("lse"), py::arg("statistics"),
+             py::arg("logits"), py::arg("targets"), half, py::arg("dlogits") = py::none(),
+             "head_statistics (rows, 3), loss_forward and loss_backward of logits (rows, width) float32, which are the "
+             "whole\n"
+             "vocabulary and hold nothing of use afterwards, unless the gradient takes their place.")
         .def("sum_squares", &sum_squares, py::arg("sum"), py::arg("x"), half, "sum (1) float64 += sum of squares of x.")
         .def("sum_squares_each", &sum_squares_each, py::arg("sum"), py::arg("arrays"), half,
              "sum_squares of one array after another.")

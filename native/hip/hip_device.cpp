@@ -259,6 +259,15 @@ void HipDevice::loss_backward(Tensor dlogits, std::int64_t ld_dlogits, Tensor lo
                          stream_of(queue));
     launched("loss_backward");
 }
+// Blocks are rows, and a row's block reads it from L2 the second time: its three kernels one after another.
+void HipDevice::loss_forward_backward(StepScalars* scalars, float* lse, float* statistics, Tensor dlogits,
+                                      std::int64_t ld_dlogits, Tensor logits, const std::int32_t* targets,
+                                      std::int64_t rows, std::int64_t width, Queue* queue) {
+    check(logits.dtype == DType::fp32, "loss_forward_backward: logits must be fp32, not ", name_of(logits.dtype));
+    head_statistics(statistics, logits, targets, rows, width, 0, queue);
+    loss_forward(scalars, lse, statistics, 1, targets, rows, queue);
+    loss_backward(dlogits, ld_dlogits, logits, lse, targets, scalars, rows, width, 0, queue);
+}
 void HipDevice::sum_squares(double* sum, Tensor x, std::int64_t n, Queue* queue) {
     launch_sum_squares(sum, x, n, static_cast<double*>(workspace_), stream_of(queue));
     launched("sum_squares");

@@ -125,6 +125,9 @@ public:
     void loss_backward(Tensor dlogits, std::int64_t ld_dlogits, Tensor logits, const float* lse,
                        const std::int32_t* targets, const StepScalars* scalars, std::int64_t rows, std::int64_t width,
                        std::int64_t vocabulary_begin, Queue*) override;
+    void loss_forward_backward(StepScalars* scalars, float* lse, float* statistics, Tensor dlogits,
+                               std::int64_t ld_dlogits, Tensor logits, const std::int32_t* targets, std::int64_t rows,
+                               std::int64_t width, Queue*) override;
 
     void sum_squares(double* sum, Tensor x, std::int64_t n, Queue*) override;
     void finish_norm(StepScalars* scalars, const double* sum, double limit, double loss_scale, Queue*) override;

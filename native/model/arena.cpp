@@ -32,10 +32,11 @@ struct Sizes {
 };
 
 // Rows of a chunk of logits. Chosen ones are of nearly equal size.
-std::int64_t head_rows(const StageConfig& config, std::int64_t rows, std::int64_t vocabulary) {
+std::int64_t head_rows(const StageConfig& config, const Policy& policy, std::int64_t rows, std::int64_t vocabulary) {
     if (config.head_chunk > 0) return std::min(config.head_chunk, rows);
     const std::int64_t row_bytes = vocabulary * static_cast<std::int64_t>(size_of(DType::fp32));
-    const std::int64_t most = std::max<std::int64_t>(1, kLogitsBytes / std::max<std::int64_t>(1, row_bytes));
+    const std::int64_t bytes = policy.activations == DType::bf16 ? kLogitsBytesOfBf16 : kLogitsBytes;
+    const std::int64_t most = std::max<std::int64_t>(1, bytes / std::max<std::int64_t>(1, row_bytes));
     const std::int64_t chunks = (rows + most - 1) / most;
     return (rows + chunks - 1) / chunks;
 }
@@ -142,7 +143,7 @@ void Arena::plan_shared(const Shape& shape, const Policy& policy, const StageCon
     const auto shared = [&](const char* name, std::int64_t elements, DType dtype) {
         return add(name, Lifetime::operation, elements, dtype, 1);
     };
-    head_chunk = head_rows(config, size.rows, size.vocabulary);
+    head_chunk = head_rows(config, policy, size.rows, size.vocabulary);
     if (config.tp_size > 1) partial = shared("partial", size.hidden, policy.activations);
     if (config.gathers()) gathered = shared("gathered", size.hidden, policy.activations);
     if (config.training) {

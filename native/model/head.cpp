@@ -43,10 +43,8 @@ void Stage::head_logits(const HeadChunk& chunk) {
     column_forward(device_, parameters_, head_product(), chunk.rows, chunk.logits, chunk.x, {});
 }
 
-// logits -> d logits, the weight gradient from them, and the gradient of x, which may take x's place.
+// From d logits the weight gradient, and the gradient of x, which may take x's place.
 void Stage::head_gradients(const HeadChunk& chunk, Tensor dx) {
-    device_.loss_backward(chunk.dlogits, chunk.ld_dlogits, chunk.logits, chunk.lse, chunk.targets, scalars_, chunk.rows,
-                          vocabulary_.size(), vocabulary_.begin, device_.compute_queue());
     column_backward_weight(device_, parameters_, head_product(), chunk.rows, chunk.dlogits, chunk.x, chunk.ld_dlogits);
     column_backward_input(device_, parameters_, head_product(), chunk.rows, dx, chunk.dlogits, chunk.ld_dlogits);
 }
@@ -56,11 +54,14 @@ void Stage::head_forward(std::int64_t slot, Pass pass) {
     for (std::int64_t first = 0; first < rows_; first += arena_.head_chunk) {
         const HeadChunk chunk = head_chunk(slot, first);
         head_logits(chunk);
-        device_.head_statistics(chunk.statistics, chunk.logits, chunk.targets, chunk.rows, vocabulary_.size(),
-                                vocabulary_.begin, device_.compute_queue());
-        if (!fused) continue;
-        device_.loss_forward(scalars_, chunk.lse, chunk.statistics, 1, chunk.targets, chunk.rows,
-                             device_.compute_queue());
+        if (!fused) {
+            device_.head_statistics(chunk.statistics, chunk.logits, chunk.targets, chunk.rows, vocabulary_.size(),
+                                    vocabulary_.begin, device_.compute_queue());
+            continue;
+        }
+        device_.loss_forward_backward(scalars_, chunk.lse, chunk.statistics, chunk.dlogits, chunk.ld_dlogits,
+                                      chunk.logits, chunk.targets, chunk.rows, vocabulary_.size(),
+                                      device_.compute_queue());
         head_gradients(chunk, chunk.x);
     }
 }
@@ -78,6 +79,8 @@ void Stage::head_backward_input(std::int64_t slot) {
     for (std::int64_t first = 0; first < rows_; first += arena_.head_chunk) {
         const HeadChunk chunk = head_chunk(slot, first);
         head_logits(chunk);
+        device_.loss_backward(chunk.dlogits, chunk.ld_dlogits, chunk.logits, chunk.lse, chunk.targets, scalars_,
+                              chunk.rows, vocabulary_.size(), vocabulary_.begin, device_.compute_queue());
         head_gradients(chunk, activation(arena_.dnorm, 0).at(first * shape_.hidden));
     }
 }

@@ -69,6 +69,16 @@ def test_loss(case: Case, cuts: list[int]) -> None:
     native_tests.test_loss(case, cuts)
 
 
+@pytest.mark.parametrize("place", ["over", "elsewhere"])
+@pytest.mark.parametrize("width", [70, 4097])
+def test_loss_and_gradient_in_one(case: Case, width: int, place: str) -> None:
+    native_tests.test_loss_and_gradient_in_one(case, width, place)
+
+
+def test_loss_and_gradient_in_one_refuses_16_bit_logits() -> None:
+    native_tests.test_loss_and_gradient_in_one_refuses_16_bit_logits("hip")
+
+
 @pytest.mark.parametrize("width", [5, 2049, 5000, 9001])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_16_bit_gradients_over_fp32_logits(

@@ -313,6 +313,60 @@ def test_loss(case: Case, cuts: list[int]) -> None:
         assert not case.value(part)[~counted].any()
 
 
+def gradient_place(logits: Array, dtype: str, place: str) -> Array | None:
+    """Where the gradient goes: in place of fp32 logits, at the beginning of each row of theirs, or somewhere else."""
+    if place == "elsewhere":
+        room = np.full((len(logits), logits.shape[1] + 3), 7, np.float32 if dtype == "fp32" else np.uint16)
+        return room[:, : logits.shape[1]]
+    return None if dtype == "fp32" else logits.view(np.uint16)[:, : logits.shape[1]]
+
+
+@pytest.mark.parametrize("place", ["over", "elsewhere"])
+@pytest.mark.parametrize("width", [1, 70, 4097, 20_011])
+def test_loss_and_gradient_in_one(case: Case, width: int, place: str) -> None:
+    """Targets at both ends of a row and of a piece of it, ignored rows, and one that is nearly certain."""
+    rows = 9
+    logits = case.generator.normal(0.0, 3.0, (rows, width)).astype(np.float32)
+    targets = case.generator.integers(0, width, rows).astype(np.int32)
+    targets[[0, 5]] = -1
+    targets[1:4] = [0, width - 1, min(width - 1, 4096)]
+    logits[6, targets[6]] = 14.0
+    exact = logits.astype(np.float64)
+    log_probability = reference.log_softmax(exact)
+    counted = targets >= 0
+    picked = (np.arange(rows)[counted], targets[counted])
+    expected = np.exp(log_probability) * counted[:, None]
+    expected[picked] = np.expm1(log_probability[picked])
+
+    parts = statistics_of(case, logits, targets, [0, width])
+    scalars = np.array([1.0, 2.0, 0, 0, 0, 0.25])  # what earlier chunks of rows left, and the gradient scale
+    apart, lse_apart = scalars.copy(), np.zeros(rows, np.float32)
+    case.device.loss_forward(apart, lse_apart, parts, targets)
+    lse, statistics = np.zeros(rows, np.float32), np.zeros((rows, 3), np.float32)
+    gradient = gradient_place(logits, case.dtype, place)
+    case.call("loss_forward_backward", scalars, lse, statistics, logits, targets, dlogits=gradient)
+    np.testing.assert_array_equal(statistics, parts[0])
+    np.testing.assert_array_equal(lse, lse_apart)
+    np.testing.assert_array_equal(scalars, apart)
+    np.testing.assert_allclose(scalars[:2], [1.0 - log_probability[picked].sum(), 2.0 + counted.sum()], rtol=1e-6)
+    got = case.value(np.ascontiguousarray(logits if gradient is None else gradient))
+    assert not got[~counted].any()
+    # A probability near 1 is off by a rounding of 1; fp16 has subnormals.
+    floor = np.full((rows, width), 1e-7 if case.dtype == "fp16" else 1e-38)
+    floor[picked] = 1e-7
+    relative = {"fp32": 3e-6, "bf16": 2.0**-8, "fp16": 2.0**-10}[case.dtype]
+    assert (np.abs(got - 0.25 * expected) <= relative * np.abs(0.25 * expected) + floor).all()
+    if gradient is not None and place == "elsewhere":
+        assert (gradient.base[:, width:] == 7).all()
+
+
+def test_loss_and_gradient_in_one_refuses_16_bit_logits(isa: str) -> None:
+    case = Case(isa, "bf16", 1)
+    logits, targets, lse = case.normal(2, 5), np.zeros(2, np.int32), np.zeros(2, np.float32)
+    with pytest.raises(Error, match="loss_forward_backward: logits must be fp32, not bf16"):
+        case.call("loss_forward_backward", np.zeros(6), lse, np.zeros((2, 3), np.float32), logits, targets)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_bad_logit_makes_the_loss_nan(isa: str, bad: float) -> None:
     case = Case(isa, "fp32", 5)
@@ -323,6 +377,12 @@ def test_a_bad_logit_makes_the_loss_nan(isa: str, bad: float) -> None:
     case.device.loss_forward(scalars, lse, statistics_of(case, logits, targets, [0, 70]), targets)
     assert np.isnan(scalars[0])
     assert np.isfinite(lse[[0, 2]]).all()
+    scalars[:] = [0, 0, 0, 0, 0, 1]
+    case.device.loss_forward_backward(scalars, lse, np.zeros((3, 3), np.float32), logits, targets)
+    assert np.isnan(scalars[0])
+    assert np.isfinite(lse[[0, 2]]).all()
+    assert np.isnan(logits[1]).all()
+    assert np.isfinite(logits[[0, 2]]).all()
 
 
 # Optimizer
@@ -415,8 +475,10 @@ def every_sum(device: CpuDevice) -> list[Array]:
     statistics, lse, scalars = np.zeros((1, rows, 3), np.float32), np.zeros(rows, np.float32), np.ones(6)
     device.head_statistics(statistics[0], x, tokens)
     device.loss_forward(scalars, lse, statistics, tokens)
+    at_once, both = x.copy(), np.ones(6)
+    device.loss_forward_backward(both, np.zeros_like(lse), np.zeros_like(statistics[0]), at_once, tokens)
     device.loss_backward(x, lse, tokens, scalars)
-    sums = [dtable, dplaces, column_sums, total, statistics, lse, scalars, x]
+    sums = [dtable, dplaces, column_sums, total, statistics, lse, scalars, x, at_once, both]
     return [y, mean, rstd, dx, dweight, dbias, *sums]
 
 
