@@ -207,15 +207,31 @@ def _token_name(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
+def is_sentencepiece(path: Path) -> bool:
+    """Whether a file is a SentencePiece model; Llama 3 calls one tokenizer.model that is not."""
+    import sentencepiece
+
+    try:
+        sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, ValueError, OSError):
+        return False
+    return True
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """A tokenizer from a `.model` or `.json` file, or from a folder that holds tokenizer.json or
-    tokenizer.model.
+    """A tokenizer from a `.model` or `.json` file, or from a folder that holds tokenizer.model or
+    tokenizer.json.
+
+    Of a folder with both, SentencePiece's own file is taken, as an import does: a corpus and a model that come
+    from one folder have the same tokenizer.
     """
     path = Path(path)
     if path.is_dir():
-        for name in ("tokenizer.json", "tokenizer.model"):
-            if (path / name).exists():
-                return load_tokenizer(path / name)
+        model, other = path / "tokenizer.model", path / "tokenizer.json"
+        if model.exists() and (not other.exists() or is_sentencepiece(model)):
+            return load_tokenizer(model)
+        if other.exists():
+            return load_tokenizer(other)
         raise UserError(f"the folder {path} holds neither tokenizer.json nor tokenizer.model")
     if path.suffix == ".json":
         return HuggingFaceTokenizer(path)

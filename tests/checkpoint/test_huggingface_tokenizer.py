@@ -14,7 +14,7 @@ import sentencepiece
 
 from pytrain.checkpoint import Checkpoint, tokenizer_files
 from pytrain.checkpoint.huggingface import export_huggingface, import_huggingface
-from pytrain.checkpoint.huggingface.tokenizer import generated_files, is_sentencepiece, parse_model
+from pytrain.checkpoint.huggingface.tokenizer import generated_files, parse_model
 from pytrain.config import build_model, load
 from pytrain.data.tokenizer import load_tokenizer, train_sentencepiece
 from tests.huggingface_cases import GPT2, MODELS, model, random_weights, save_weights
@@ -194,11 +194,6 @@ def test_the_tokenizer_comes_back(tmp_path: Path, tokenizer_path: Path) -> None:
     assert sorted(path.name for path in second.iterdir()) == sorted(path.name for path in folder.iterdir())
     for path in folder.iterdir():
         assert (second / path.name).read_bytes() == path.read_bytes(), path.name
-
-
-def test_llama3s_tokenizer_model_is_not_sentencepiece(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
-    assert not is_sentencepiece(tmp_path / "tokenizer.model")
 
 
 def test_what_goes_with_a_tokenizer(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pytrain.data.tokenizer import (
     SentencePieceTokenizer,
     StreamDecoder,
     Tokenizer,
+    is_sentencepiece,
     load_tokenizer,
     train_sentencepiece,
 )
@@ -270,6 +271,21 @@ def test_missing_tokenizer(tmp_path: Path) -> None:
 def test_folder(tmp_path: Path, tokenizer: SentencePieceTokenizer) -> None:
     (tmp_path / "tokenizer.model").write_bytes(tokenizer.path.read_bytes())
     assert load_tokenizer(tmp_path).sha256 == tokenizer.sha256
+
+
+def test_a_folder_with_both(tmp_path: Path, tokenizer: SentencePieceTokenizer) -> None:
+    """The one that an import takes: the corpus that is prepared with the folder fits the imported model."""
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer.path.read_bytes())
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert load_tokenizer(tmp_path).sha256 == tokenizer.sha256
+
+
+def test_llama3s_tokenizer_model_is_not_sentencepiece(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
+    assert not is_sentencepiece(tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        load_tokenizer(tmp_path)
 
 
 def edited(tokenizer: HuggingFaceTokenizer, folder: Path, change: Callable[[str], str], config: str = "") -> Path:

@@ -13,13 +13,13 @@ from pytrain.checkpoint.companions import NAMES, file_sha256, find_tokenizer
 from pytrain.checkpoint.files import naming
 from pytrain.checkpoint.huggingface.configuration import TOKEN_IDS, import_model, read_json
 from pytrain.checkpoint.huggingface.names import HEAD, IGNORED, Match, matches
-from pytrain.checkpoint.huggingface.tokenizer import is_sentencepiece
 from pytrain.checkpoint.huggingface.weights import Stored, WeightFiles, check_dtype
 from pytrain.checkpoint.parameters import weight_entries
 from pytrain.checkpoint.pieces import Progress, TensorEntry, convert
 from pytrain.checkpoint.store import check_writable, free_bytes, newest_checkpoint, required_bytes
 from pytrain.checkpoint.writer import save
 from pytrain.config import ModelConfig, build, resolved_toml
+from pytrain.data.tokenizer import is_sentencepiece
 from pytrain.errors import UserError
 
 RUN_TOML = "run.toml"
@@ -197,11 +197,10 @@ def _check_tied(source: WeightFiles, wanted: list[Match]) -> None:
 def _companions(folder: Path) -> dict[str, Path]:
     """The tokenizer's files, the one that pytrain is to load first; others are kept for an export.
 
-    SentencePiece's own format comes first, because reading it needs no further package.
+    SentencePiece's own format comes first, because reading it needs no further package; as in `load_tokenizer`.
     """
     found = {name: folder / name for name in NAMES if (folder / name).is_file()}
     model = found.pop("tokenizer.model", None)
-    # Llama 3 calls a file tokenizer.model that is none of SentencePiece's.
     if model is not None and is_sentencepiece(model):
         return {"tokenizer.model": model, **found}
     return found

@@ -40,17 +40,6 @@ class SentencePieceModel(NamedTuple):
     squeeze_spaces: bool
 
 
-def is_sentencepiece(path: Path) -> bool:
-    """Whether a file is a SentencePiece model."""
-    import sentencepiece
-
-    try:
-        sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (RuntimeError, ValueError, OSError):
-        return False
-    return True
-
-
 def end_of_document(files: Mapping[str, Path]) -> int | None:
     """Id of the end-of-document token of the tokenizer among a checkpoint's files; None where there is "
     "none."""
