@@ -34,11 +34,11 @@ kernels() {
     job "$name" "$machine/bin/python-$cpu" -m pytest -q -p no:cacheprovider --junitxml="$work/results/arm_$name.xml" \
         -k "$table and not threads_do_not_change and not more_than_one_region" "$@"
 }
-short=(tests/native/test_kernels.py tests/native/test_matmul.py::test_packing
+short=(tests/native/test_kernels.py tests/native/test_stored_rows.py tests/native/test_matmul.py::test_packing
     tests/native/test_matmul.py::test_every_transpose_and_size tests/native/test_attention.py::test_head_sizes
     tests/native/test_fp16_chains.py)
-whole=(tests/native/test_kernels.py tests/native/test_matmul.py tests/native/test_attention.py
-    tests/native/test_fp16_chains.py)
+whole=(tests/native/test_kernels.py tests/native/test_stored_rows.py tests/native/test_matmul.py
+    tests/native/test_attention.py tests/native/test_fp16_chains.py)
 # A table that adds products of bf16 has its rows and fp32 products from the plain one: `bf16_products CPU TABLE`.
 bf16_products() {
     local products=tests/native/test_bf16_products.py

@@ -186,13 +186,13 @@ def disassemble(binary: Path) -> dict[str, list[Instruction]]:
 
 
 def find_function(functions: dict[str, list[Instruction]], table: str, name: str) -> list[Instruction]:
-    """The body of a table's function.
+    """The body of a table's function; of one that is written for each storage type, that of fp32.
 
     Raises:
         UserError: the object has none of that name.
     """
     for title, body in functions.items():
-        if re.search(rf"\bcpu::{table}::\(anonymous namespace\)::{name}\(", title):
+        if re.search(rf"\bcpu::{table}::\(anonymous namespace\)::{name}(<[^<>]*::Fp32>)?\(", title):
             return body
     raise UserError(f"bench.mca: the object has no function {name} of the {table} table (is it stripped?)")
 
