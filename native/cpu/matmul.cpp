@@ -28,8 +28,10 @@ constexpr int64_t kEnoughTasks = 128;
 constexpr int64_t kPackVectors = 64;
 constexpr int64_t kMostPackVectors = 512;
 constexpr int64_t kPackTasksPerThread = 4;
-// Rows of a source that are packed across at a time; 16 rows of a panel of any width are whole cache lines.
-constexpr int64_t kPackRows = 16;
+// Rows of a source that are packed across at a time; as many rows of a panel of any width are whole cache lines.
+constexpr int64_t kPackRows = 32;
+// Blocks of k are cut to a multiple of this: whole steps of any table, and whole chains of fp16 sums.
+constexpr int64_t kDepthStep = 64;
 
 // Where a 16-bit c is summed in fp32: in the thread's own scratch where one block of k is all there is, so that the
 // sums are rounded before they leave the second-level cache; else in the workspace, from block to block.
@@ -38,6 +40,12 @@ enum class Sums : std::uint8_t { in_place, thread, shared };
 Sums choose_sums(const Matmul& product, const Products& table) {
     if (product.c.dtype == DType::fp32) return Sums::in_place;
     return product.k <= table.block_depth ? Sums::thread : Sums::shared;
+}
+
+// Depth of the blocks that k is cut in, at most `most`: nearly equal ones rather than a thin last one.
+int64_t choose_depth(int64_t k, int64_t most) {
+    if (k <= most) return most;
+    return std::min(most, round_up(ceil_divide(k, ceil_divide(k, most)), kDepthStep));
 }
 
 // One product on its way through the loops; `first_row` to `depth` say where it stands.
@@ -50,6 +58,7 @@ struct Run {
           room(products),
           sums(choose_sums(asked, products)),
           skinny(asked.m <= kSkinnyRows),
+          block_depth(choose_depth(asked.k, products.block_depth)),
           // Regions of nearly equal size, rather than a thin last one.
           region_rows(round_up(ceil_divide(asked.m, ceil_divide(asked.m, room.region_rows)), products.tile_rows)),
           region_columns(
@@ -64,6 +73,7 @@ struct Run {
     const Room room;
     const Sums sums;
     const bool skinny;
+    const int64_t block_depth;
     const int64_t region_rows, region_columns;
     int64_t first_row = 0, rows = 0, first_column = 0, columns = 0;  // the region
     int64_t first_depth = 0, depth = 0;                              // the block of k
@@ -76,12 +86,12 @@ struct Run {
     bool first_block() const { return first_depth == 0; }
     bool last_block() const { return first_depth + depth == product.k; }
     // Panels that the region before has left are not packed again.
-    bool packs_a() const { return first_column == 0 || product.m > region_rows || product.k > products.block_depth; }
-    bool packs_b() const { return !skinny && (first_row == 0 || product.k > products.block_depth); }
+    bool packs_a() const { return first_column == 0 || product.m > region_rows || product.k > block_depth; }
+    bool packs_b() const { return !skinny && (first_row == 0 || product.k > block_depth); }
 
     // Goes on to the next block of k, or to the first of the next region. False after the last.
     bool advance() {
-        first_depth += products.block_depth;
+        first_depth += block_depth;
         if (first_depth >= product.k) first_depth = 0, first_row += region_rows;
         if (first_row >= product.m) first_row = 0, first_column += region_columns;
         if (first_column >= product.n) return false;
@@ -96,14 +106,14 @@ private:
     // to finish together. Panels that serve several regions are packed for all.
     int64_t choose_own_blocks() const {
         const int64_t blocks = ceil_divide(columns, products.block_columns), threads = workspace.threads();
-        if (skinny || (product.m > region_rows && product.k <= products.block_depth)) return 0;
+        if (skinny || (product.m > region_rows && product.k <= block_depth)) return 0;
         return threads == 1 ? blocks : blocks * 3 / 4 / threads * threads;
     }
 
     void measure() {
         rows = std::min(region_rows, product.m - first_row);
         columns = std::min(region_columns, product.n - first_column);
-        depth = std::min(products.block_depth, product.k - first_depth);
+        depth = std::min(block_depth, product.k - first_depth);
         own_blocks = choose_own_blocks();
         own_columns = std::min(own_blocks * products.block_columns, columns);
         row_panels = Panels(rows, products.tile_rows, products.matmul_low ? products.low_step : 0);

@@ -8,7 +8,7 @@
 namespace pytrain::cpu {
 
 // What is packed at once: large enough that a packed panel of one operand meets many of the other, small enough that
-// both (1.5 and 4.5 MiB at a depth of 384) stay in a last-level cache.
+// both (2 and 6 MiB at a depth of 512) stay in a last-level cache.
 constexpr std::int64_t kRegionRows = 1024;
 constexpr std::int64_t kRegionColumns = 3072;
 constexpr std::int64_t kAlignFloats = 16;  // 64 bytes, what kernels.h promises of panels
