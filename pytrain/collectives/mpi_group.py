@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -39,6 +38,7 @@ from pytrain.collectives.settings import Settings
 from pytrain.collectives.staging import Staging
 from pytrain.collectives.sums import Operation
 from pytrain.collectives.table import ALGORITHMS, Choice
+from pytrain.collectives.turns import Turns
 from pytrain.collectives.wire import Steps, Tools, Wire, even_bounds
 from pytrain.native import native
 
@@ -112,7 +112,7 @@ class MpiGroup(Group):
         self._permitted: set[tuple[str, str, str | None]] = set()
         self._each = process.settings.check == "each"
         self._overlap = process.settings.overlap
-        self._staged: deque[Handle] = deque()  # collectives on pinned copies, the oldest first
+        self._turns = Turns(STAGED_OPERATIONS)  # of collectives on pinned copies
         self._plans = lru_cache(maxsize=MOST_PLANS)(self._plan)
         process.journal.histories[self._key] = self._history
 
@@ -385,7 +385,7 @@ class MpiGroup(Group):
         if memory is None or not memory.holds(flat):
             return steps_of(flat)
         if memory.staged:
-            wire.staged = True
+            wire.staged = sending
             return memory.through_host(wire, flat, steps_of, out, back, self.name, sending)
         wire.tools = memory.tools
         return steps_of(flat)
@@ -401,13 +401,11 @@ class MpiGroup(Group):
         if self._each:
             header = self._wire("check", tag=wire.tag)
             steps = compare(header, self._key, self.ranks, f"{collective.count}: {text}", steps)
-        if not wire.staged:
-            return self._run(wire, steps, size, text, wait)
-        while len(self._staged) >= STAGED_OPERATIONS:  # all members wait for the same ones, as they start the same
-            self._staged.popleft().wait()
-        handle = self._run(wire, steps, size, text, wait)
-        self._staged.append(handle)
-        return handle
+        if wire.staged:
+            wire.turn = self._turns.take()
+            if wire.staged == "now":  # whose messages are matched by the order in which they are posted
+                self.process.progress.until(wire.turn, self.counters)
+        return self._run(wire, steps, size, text, wait)
 
     def _run(self, wire: Wire, steps: Steps, size: int, text: str, wait: bool = False) -> Handle:
         process = self.process

@@ -7,6 +7,7 @@ from typing import Any
 from pytrain.collectives.copies import Copies
 from pytrain.collectives.counters import Counters
 from pytrain.collectives.journal import Entry, Journal
+from pytrain.collectives.turns import Turn
 from pytrain.collectives.wire import Request, Steps, Transport, Wire
 
 PAUSE = 50e-6  # seconds between two looks of the progress thread while nothing moves
@@ -185,9 +186,23 @@ class Progress:
                     self._wait_some()
                     self._poll()
 
+    def until(self, turn: Turn, counters: Counters) -> None:
+        """Return when a turn has come; moves on what is under way."""
+        if turn.done():
+            return
+        started = time.perf_counter()
+        with self._lock:
+            while not turn.done():
+                self._wait_some()
+                self._poll()
+        counters.waited_seconds += time.perf_counter() - started
+
     def _wait_some(self) -> None:
-        """Return when something of what is under way has arrived: the next copy, which no other rank holds up."""
-        waiting = [active.requests for active in self._active]
+        """Return when something of what is under way has arrived: the next copy, which no other rank holds up.
+
+        Who waits for a turn has nothing that could arrive: that comes with what the others wait for.
+        """
+        waiting = [active.requests for active in self._active if not isinstance(active.requests, Turn)]
         copies = next((requests for requests in waiting if isinstance(requests, Copies)), None)
         if copies is not None:
             copies.wait()
@@ -195,11 +210,13 @@ class Progress:
             self.transport.wait_some([request for requests in waiting for request in requests])
 
     def _test_all(self, requests: list[Request]) -> bool:
-        return requests.done() if isinstance(requests, Copies) else self.transport.test_all(requests)
+        return requests.done() if isinstance(requests, Copies | Turn) else self.transport.test_all(requests)
 
     def _wait_all(self, requests: list[Request]) -> None:
         if isinstance(requests, Copies):
             requests.wait()
+        elif isinstance(requests, Turn):
+            assert requests.done(), "an operation waits for a buffer that no other has"
         else:
             self.transport.wait_all(requests)
 

@@ -11,6 +11,7 @@ from tests.parallel.launch import check_ranks
 CASES: list[dict[str, Any]] = [
     {"shape": "gpt2", "dp": 2, "zero": 2},
     {"shape": "llama", "dp": 2, "zero": 3},
+    {"shape": "llama", "dp": 2, "zero": 3, "bucket_mb": 0.0005},  # a layer in more parts than pinned buffers
     {"shape": "llama", "tp": 2, "sequence_parallel": True, "recompute": "full"},
     {"shape": "llama tied", "pp": 2, "schedule": "zero-bubble"},
 ]
