@@ -38,7 +38,7 @@ from pytrain.collectives.settings import Settings
 from pytrain.collectives.staging import Staging
 from pytrain.collectives.sums import Operation
 from pytrain.collectives.table import ALGORITHMS, Choice
-from pytrain.collectives.turns import Turns
+from pytrain.collectives.turns import Passage, Turns
 from pytrain.collectives.wire import Steps, Tools, Wire, even_bounds
 from pytrain.native import native
 
@@ -147,8 +147,9 @@ class MpiGroup(Group):
         half: str | None = None,
         operation: Operation = "sum",
         algorithm: str | None = None,
+        passage: Passage | None = None,
     ) -> Handle:
-        return self._all_reduce(array, half, operation, algorithm, wait=not self._overlap)
+        return self._all_reduce(array, half, operation, algorithm, not self._overlap, passage)
 
     def all_reduce(
         self,
@@ -160,11 +161,18 @@ class MpiGroup(Group):
         self._all_reduce(array, half, operation, algorithm, wait=True)
 
     def _all_reduce(
-        self, array: Array, half: str | None, operation: Operation, algorithm: str | None, wait: bool
+        self,
+        array: Array,
+        half: str | None,
+        operation: Operation,
+        algorithm: str | None,
+        wait: bool,
+        passage: Passage | None = None,
     ) -> Handle:
         flat = _flat(array)
         plan = self._plans(flat.dtype.char, flat.size, half, operation, algorithm)
         wire = self._wire("all_reduce", plan.half, operation)
+        wire.passage = passage
         steps = self._steps(wire, flat, partial(plan.call, wire), WHOLE, WHOLE, plan.sending)
         return self._start(wire, steps, flat.nbytes, plan.text, wait)
 
@@ -190,11 +198,13 @@ class MpiGroup(Group):
         bounds: Sequence[int] | None = None,
         half: str | None = None,
         algorithm: str | None = None,
+        passage: Passage | None = None,
     ) -> Handle:
         flat, half = _flat(array), _summable(array.dtype, half, "sum")
         cuts = self._bounds(flat, bounds)
         name = algorithm or self._algorithm("reduce_scatter", half, flat.nbytes)
         wire = self._wire("reduce_scatter", half)
+        wire.passage = passage
         call = REDUCE_SCATTER[self._allowed(name, "reduce_scatter", half)]
         own = slice(cuts[self.rank], cuts[self.rank + 1])
         steps = self._steps(
@@ -381,11 +391,11 @@ class MpiGroup(Group):
         sending: Sending,
     ) -> Steps:
         """The steps of an operation on an array; see `DeviceMemory` for one in a GPU's memory."""
-        memory = self.process.device_memory
+        memory, wire.in_order = self.process.device_memory, sending == "now"
         if memory is None or not memory.holds(flat):
             return steps_of(flat)
         if memory.staged:
-            wire.staged = sending
+            wire.staged = True
             return memory.through_host(wire, flat, steps_of, out, back, self.name, sending)
         wire.tools = memory.tools
         return steps_of(flat)
@@ -403,8 +413,12 @@ class MpiGroup(Group):
             steps = compare(header, self._key, self.ranks, f"{collective.count}: {text}", steps)
         if wire.staged:
             wire.turn = self._turns.take()
-            if wire.staged == "now":  # whose messages are matched by the order in which they are posted
-                self.process.progress.until(wire.turn, self.counters)
+        passage = wire.passage
+        if passage is not None:
+            steps = passage.around(steps)
+        if wire.in_order:
+            for turn in (wire.turn, passage.turn if passage else None):
+                self.process.progress.until(turn, self.counters)
         return self._run(wire, steps, size, text, wait)
 
     def _run(self, wire: Wire, steps: Steps, size: int, text: str, wait: bool = False) -> Handle:

@@ -7,7 +7,7 @@ from typing import Any
 from pytrain.collectives.copies import Copies
 from pytrain.collectives.counters import Counters
 from pytrain.collectives.journal import Entry, Journal
-from pytrain.collectives.turns import Turn
+from pytrain.collectives.turns import OnCaller, Turn
 from pytrain.collectives.wire import Request, Steps, Transport, Wire
 
 PAUSE = 50e-6  # seconds between two looks of the progress thread while nothing moves
@@ -186,9 +186,9 @@ class Progress:
                     self._wait_some()
                     self._poll()
 
-    def until(self, turn: Turn, counters: Counters) -> None:
-        """Return when a turn has come; moves on what is under way."""
-        if turn.done():
+    def until(self, turn: Turn | None, counters: Counters) -> None:
+        """Return when a turn has come, if one is waited for; moves on what is under way."""
+        if turn is None or turn.done():
             return
         started = time.perf_counter()
         with self._lock:
@@ -202,7 +202,12 @@ class Progress:
 
         Who waits for a turn has nothing that could arrive: that comes with what the others wait for.
         """
-        waiting = [active.requests for active in self._active if not isinstance(active.requests, Turn)]
+        waiting = []
+        for requests in (active.requests for active in self._active):
+            if not isinstance(requests, Turn | OnCaller):
+                waiting.append(requests)
+            elif requests.done():  # what the thread saw and left to its caller
+                return
         copies = next((requests for requests in waiting if isinstance(requests, Copies)), None)
         if copies is not None:
             copies.wait()
@@ -210,12 +215,14 @@ class Progress:
             self.transport.wait_some([request for requests in waiting for request in requests])
 
     def _test_all(self, requests: list[Request]) -> bool:
-        return requests.done() if isinstance(requests, Copies | Turn) else self.transport.test_all(requests)
+        if isinstance(requests, Copies | Turn | OnCaller):
+            return requests.done()
+        return self.transport.test_all(requests)
 
     def _wait_all(self, requests: list[Request]) -> None:
         if isinstance(requests, Copies):
             requests.wait()
-        elif isinstance(requests, Turn):
+        elif isinstance(requests, Turn | OnCaller):
             assert requests.done(), "an operation waits for a buffer that no other has"
         else:
             self.transport.wait_all(requests)

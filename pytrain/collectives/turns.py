@@ -11,6 +11,9 @@ are posted, so that whoever starts one of them waits for its turn first (`Progre
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Generator
+from threading import get_ident
+from typing import Any
 
 
 class Turns:
@@ -45,3 +48,44 @@ class Turn(list["Turn | None"]):
         """The operation has ended."""
         self.ended = True
         self.clear()  # else every turn would keep all before it
+
+
+class OnCaller(list[Turn]):
+    """A turn that only the thread which starts the operation sees come: what follows is no work for another."""
+
+    def __init__(self, turn: Turn) -> None:
+        super().__init__([turn])
+        self._thread = get_ident()
+
+    def done(self) -> bool:
+        """Whether the turn has come and this is that thread; does not wait."""
+        return get_ident() == self._thread and self[0].done()
+
+
+class Passage:
+    """What is done around an operation whose array lies in one of a few buffers, by the thread that starts it.
+
+    Args:
+        turn: at that buffer.
+        enter: fills the buffer.
+        leave: takes the result out of it.
+    """
+
+    def __init__(self, turn: Turn, enter: Callable[[], None], leave: Callable[[], None]) -> None:
+        self.turn = turn
+        self._enter, self._leave = enter, leave
+        self._here = OnCaller(turn)
+
+    def around(self, steps: Generator[list[Any], None, Any]) -> Generator[list[Any], None, Any]:
+        """The steps of the operation between the two. Kernels of many threads may run in both."""
+        try:
+            if not self._here.done():
+                yield self._here
+            self._enter()
+            result = yield from steps
+            if not self._here.done():
+                yield self._here
+            self._leave()
+        finally:
+            self.turn.end()
+        return result

@@ -9,6 +9,7 @@ from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from pytrain.collectives.process import Process, ProgressChoice
 from pytrain.collectives.progress import Progress, Running
 from pytrain.collectives.staging import Staging
 from pytrain.collectives.wire import Limits, Tools, Wire, even_bounds
+from pytrain.wire_format import WireFormat
 from tests.parallel.mailbox import Mailbox, MailboxTransport
 
 BLOCK = 16
@@ -238,13 +240,14 @@ def test_a_layer_in_many_parts_does_not_hold_up_its_rank(device: _native.Device,
 def test_two_ranks_on_gpus_meet_in_every_order(
     device: _native.Device, random: np.random.Generator, trial: int
 ) -> None:
-    """Each starts parts and looks when it likes: sums, gathers and host arrays; the bits are those of the CPU's."""
+    """Each starts parts and looks when it likes: sums, also as bf16, gathers, and arrays of the host between them."""
     pytest.importorskip("mpi4py")
     box = Mailbox()
     groups = [group_of(box, rank, device) for rank in range(2)]
     given = [parts_of(random) for _ in range(2)]
     buffers = [on(device, arrays) for arrays in given]
-    kinds = random.choice(["sum", "shard", "gather", "host"], PARTS)
+    formats = [WireFormat(device, "fp32", "bf16", SIZE) for _ in groups]
+    kinds = random.choice(["sum", "shard", "gather", "host", "bf16", "bf16"], PARTS)
     handles: list[list[Any]] = [[], []]
 
     def start(rank: int) -> Any:
@@ -252,6 +255,12 @@ def test_two_ranks_on_gpus_meet_in_every_order(
         array, kind = buffers[rank][number].array, kinds[number]
         if kind == "host":
             return groups[rank].start_all_reduce(given[rank][number])
+        if kind == "bf16":
+            return formats[rank].start(
+                array,
+                slice(0, SIZE),
+                lambda halves, passage: groups[rank].start_all_reduce(halves, "bf16", passage=passage),
+            )
         call = {"sum": "start_all_reduce", "shard": "start_reduce_scatter", "gather": "start_all_gather"}[kind]
         return getattr(groups[rank], call)(array)
 
@@ -271,6 +280,10 @@ def test_two_ranks_on_gpus_meet_in_every_order(
         found = [given[rank][number] if kind == "host" else buffers[rank][number].array for rank in range(2)]
         if kind in ("sum", "host"):
             assert all(array.tobytes() == exact[number].tobytes() for array in found), kind
+        elif kind == "bf16":
+            terms = [given[rank][number].astype(ml_dtypes.bfloat16).astype(np.float32) for rank in range(2)]
+            wanted = (terms[0] + terms[1]).astype(ml_dtypes.bfloat16).astype(np.float32)
+            assert all(array.tobytes() == wanted.tobytes() for array in found)
         elif kind == "shard":
             assert found[0][:half].tobytes() == exact[number][:half].tobytes()
             assert found[1][half:].tobytes() == exact[number][half:].tobytes()
