@@ -10,6 +10,8 @@ from pytrain.collectives.journal import Entry, Journal
 from pytrain.collectives.turns import OnCaller, Turn
 from pytrain.collectives.wire import Request, Steps, Transport, Wire
 
+TURNS = (Turn, OnCaller)
+NO_MESSAGES = (Copies, *TURNS)  # what this process sees for itself; a union would be made anew at every look
 PAUSE = 50e-6  # seconds between two looks of the progress thread while nothing moves
 
 
@@ -204,7 +206,7 @@ class Progress:
         """
         waiting = []
         for requests in (active.requests for active in self._active):
-            if not isinstance(requests, Turn | OnCaller):
+            if not isinstance(requests, TURNS):
                 waiting.append(requests)
             elif requests.done():  # what the thread saw and left to its caller
                 return
@@ -215,14 +217,14 @@ class Progress:
             self.transport.wait_some([request for requests in waiting for request in requests])
 
     def _test_all(self, requests: list[Request]) -> bool:
-        if isinstance(requests, Copies | Turn | OnCaller):
+        if isinstance(requests, NO_MESSAGES):
             return requests.done()
         return self.transport.test_all(requests)
 
     def _wait_all(self, requests: list[Request]) -> None:
         if isinstance(requests, Copies):
             requests.wait()
-        elif isinstance(requests, Turn | OnCaller):
+        elif isinstance(requests, TURNS):
             assert requests.done(), "an operation waits for a buffer that no other has"
         else:
             self.transport.wait_all(requests)
