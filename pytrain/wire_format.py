@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from pytrain.buckets import largest_part
+from pytrain.collectives.turns import Passage, Turns
 from pytrain.native import native
 
 if TYPE_CHECKING:
@@ -21,26 +22,6 @@ WIRE_BUFFERS = 2  # parts of buckets of one stage that travel at a time
 def wire_elements(layout: _native.Layout, shards: int, limit: int) -> int:
     """Elements of each buffer that parts, of at most `limit` elements, of this stage's buckets travel in."""
     return largest_part(layout, shards, limit)
-
-
-class _Converted:
-    """The handle of a reduction in another format: `wait` brings the sum back."""
-
-    def __init__(self, format: WireFormat, whole: NDArray[Any], part: slice, buffer: _native.Buffer) -> None:
-        self._format, self._whole, self._part, self._buffer = format, whole, part, buffer
-        self.inner: Handle
-        self._done = False
-
-    def test(self) -> bool:
-        return self._done or self.inner.test()
-
-    def wait(self) -> None:
-        if self._done:
-            return
-        self.inner.wait()
-        self._format.convert(self._whole[self._part], self._buffer.array[self._part])
-        self._format.give_back(self, self._buffer)
-        self._done = True
 
 
 class WireFormat:
@@ -56,29 +37,31 @@ class WireFormat:
         self._device = device
         self.half = next((dtype for dtype in (wire, stored) if dtype != "fp32"), "bf16")
         count = 0 if stored == wire else WIRE_BUFFERS
-        self._free = [native().Buffer(device, elements, wire, "staging") for _ in range(count)]
-        self._busy: deque[_Converted] = deque()
+        self._buffers = cycle([native().Buffer(device, elements, wire, "staging") for _ in range(count)])
+        self._turns = Turns(WIRE_BUFFERS)
         self._as_stored = count == 0
 
-    def start(self, whole: NDArray[Any], part: slice, reduction: Callable[[NDArray[Any]], Handle]) -> Handle:
-        """Start a reduction of `whole`, after which this rank wants `part` of it."""
-        if self._as_stored:
-            return reduction(whole)
-        if not self._free:
-            self._busy[0].wait()
-        buffer = self._free.pop()
-        travelling = buffer.array[: whole.size]
-        self.convert(travelling, whole)
-        handle = _Converted(self, whole, part, buffer)
-        self._busy.append(handle)
-        handle.inner = reduction(travelling)
-        return handle
+    def start(
+        self,
+        whole: NDArray[Any],
+        part: slice,
+        reduction: Callable[[NDArray[Any], Passage | None], Handle],
+    ) -> Handle:
+        """Start a reduction of `whole`, after which this rank wants `part` of it; waits for nothing.
 
-    def convert(self, destination: NDArray[Any], source: NDArray[Any]) -> None:
+        The operation waits for its buffer, and `whole` belongs to it until it has ended. It is rounded and widened
+        by the thread that starts operations, when that looks at them or waits, as kernels of many threads do it.
+        """
+        if self._as_stored:
+            return reduction(whole, None)
+        travelling = next(self._buffers).array[: whole.size]
+        passage = Passage(
+            self._turns.take(),
+            lambda: self._convert(travelling, whole),
+            lambda: self._convert(whole[part], travelling[part]),
+        )
+        return reduction(travelling, passage)
+
+    def _convert(self, destination: NDArray[Any], source: NDArray[Any]) -> None:
         """Round or widen."""
         self._device.convert(destination, source, self.half)
-
-    def give_back(self, handle: _Converted, buffer: _native.Buffer) -> None:
-        """The reduction is done with its buffer."""
-        self._busy.remove(handle)
-        self._free.append(buffer)

@@ -229,10 +229,15 @@ class StageState:
         """Sum a part of an array laid out like its bucket over the replicas; with shards, this rank's alone."""
         dp, half, array = self.groups.dp, self.wire.half, whole[part.in_bucket]
         if self.shards == 1:
-            return self.wire.start(array, slice(0, array.size), lambda array: dp.start_all_reduce(array, half))
+            everything = slice(0, array.size)
+            return self.wire.start(
+                array, everything, lambda array, passage: dp.start_all_reduce(array, half, passage=passage)
+            )
         bounds = self.bounds(part)
         own = slice(bounds[self.shard], bounds[self.shard + 1])
-        return self.wire.start(array, own, lambda array: dp.start_reduce_scatter(array, bounds, half))
+        return self.wire.start(
+            array, own, lambda array, passage: dp.start_reduce_scatter(array, bounds, half, passage=passage)
+        )
 
     def reduce_all(self) -> None:
         """Start the reductions that have not begun."""

@@ -72,11 +72,13 @@ class Twin(Group):
         self.updated: list[list[bool]] = []
         """At the start of each gather, which parts' shards this rank had updated."""
 
-    def start_all_reduce(self, array: NDArray[Any], *options: Any) -> Finished:
+    def start_all_reduce(self, array: NDArray[Any], *options: Any, **named: Any) -> Finished:
         array *= 2
         return Finished()
 
-    def start_reduce_scatter(self, array: NDArray[Any], bounds: Sequence[int], *options: Any) -> Finished:
+    def start_reduce_scatter(
+        self, array: NDArray[Any], bounds: Sequence[int], *options: Any, **named: Any
+    ) -> Finished:
         array[bounds[self.rank] : bounds[self.rank + 1]] *= 2
         return Finished()
 

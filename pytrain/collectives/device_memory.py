@@ -36,7 +36,7 @@ whole, before its first message; or at once, before whoever starts it goes on, w
 order in which they were started."""
 STAGED_OPERATIONS = 3
 """Operations of one group, at most, whose arrays are in pinned memory at a time; of messages between two ranks there
-are as many as the program has under way."""
+are as many as the program has under way. More may be started: they wait for their turn (see `turns`)."""
 WHOLE = (slice(None),)
 NOTHING: tuple[slice, ...] = ()
 MPIX_GPU_SUPPORT_HIP = 2  # of MPICH's mpi_proto.h
@@ -96,6 +96,8 @@ class DeviceMemory:
             group: whose buffers are taken.
             sending: how `out` is copied.
         """
+        if wire.turn is not None and not wire.turn.done():
+            yield wire.turn
         buffer = self._take(group, array.nbytes)
         host = buffer.array[: array.nbytes].view(array.dtype)
         outgoing = Outgoing(self._device, host, array)

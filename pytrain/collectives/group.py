@@ -12,6 +12,7 @@ from pytrain.errors import UserError
 if TYPE_CHECKING:
     from pytrain._native import Device
     from pytrain.collectives.device_memory import Pinned
+    from pytrain.collectives.turns import Passage
 
 T = TypeVar("T")
 Array = NDArray[Any]
@@ -107,8 +108,9 @@ class Group:
         half: str | None = None,
         operation: Operation = "sum",
         algorithm: str | None = None,
+        passage: "Passage | None" = None,
     ) -> Handle:
-        """As `all_reduce`, without waiting."""
+        """As `all_reduce`, without waiting; with `passage`, for the array's turn at its buffer neither."""
         return Finished()
 
     def reduce_scatter(
@@ -127,8 +129,9 @@ class Group:
         bounds: Sequence[int] | None = None,
         half: str | None = None,
         algorithm: str | None = None,
+        passage: "Passage | None" = None,
     ) -> Handle:
-        """As `reduce_scatter`, without waiting."""
+        """As `reduce_scatter`, without waiting; with `passage`, for the array's turn at its buffer neither."""
         return Finished()
 
     def all_gather(self, array: Array, bounds: Sequence[int] | None = None, algorithm: str | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -39,6 +38,7 @@ from pytrain.collectives.settings import Settings
 from pytrain.collectives.staging import Staging
 from pytrain.collectives.sums import Operation
 from pytrain.collectives.table import ALGORITHMS, Choice
+from pytrain.collectives.turns import Passage, Turns
 from pytrain.collectives.wire import Steps, Tools, Wire, even_bounds
 from pytrain.native import native
 
@@ -112,7 +112,7 @@ class MpiGroup(Group):
         self._permitted: set[tuple[str, str, str | None]] = set()
         self._each = process.settings.check == "each"
         self._overlap = process.settings.overlap
-        self._staged: deque[Handle] = deque()  # collectives on pinned copies, the oldest first
+        self._turns = Turns(STAGED_OPERATIONS)  # of collectives on pinned copies
         self._plans = lru_cache(maxsize=MOST_PLANS)(self._plan)
         process.journal.histories[self._key] = self._history
 
@@ -147,8 +147,9 @@ class MpiGroup(Group):
         half: str | None = None,
         operation: Operation = "sum",
         algorithm: str | None = None,
+        passage: Passage | None = None,
     ) -> Handle:
-        return self._all_reduce(array, half, operation, algorithm, wait=not self._overlap)
+        return self._all_reduce(array, half, operation, algorithm, not self._overlap, passage)
 
     def all_reduce(
         self,
@@ -160,11 +161,18 @@ class MpiGroup(Group):
         self._all_reduce(array, half, operation, algorithm, wait=True)
 
     def _all_reduce(
-        self, array: Array, half: str | None, operation: Operation, algorithm: str | None, wait: bool
+        self,
+        array: Array,
+        half: str | None,
+        operation: Operation,
+        algorithm: str | None,
+        wait: bool,
+        passage: Passage | None = None,
     ) -> Handle:
         flat = _flat(array)
         plan = self._plans(flat.dtype.char, flat.size, half, operation, algorithm)
         wire = self._wire("all_reduce", plan.half, operation)
+        wire.passage = passage
         steps = self._steps(wire, flat, partial(plan.call, wire), WHOLE, WHOLE, plan.sending)
         return self._start(wire, steps, flat.nbytes, plan.text, wait)
 
@@ -190,11 +198,13 @@ class MpiGroup(Group):
         bounds: Sequence[int] | None = None,
         half: str | None = None,
         algorithm: str | None = None,
+        passage: Passage | None = None,
     ) -> Handle:
         flat, half = _flat(array), _summable(array.dtype, half, "sum")
         cuts = self._bounds(flat, bounds)
         name = algorithm or self._algorithm("reduce_scatter", half, flat.nbytes)
         wire = self._wire("reduce_scatter", half)
+        wire.passage = passage
         call = REDUCE_SCATTER[self._allowed(name, "reduce_scatter", half)]
         own = slice(cuts[self.rank], cuts[self.rank + 1])
         steps = self._steps(
@@ -381,7 +391,7 @@ class MpiGroup(Group):
         sending: Sending,
     ) -> Steps:
         """The steps of an operation on an array; see `DeviceMemory` for one in a GPU's memory."""
-        memory = self.process.device_memory
+        memory, wire.in_order = self.process.device_memory, sending == "now"
         if memory is None or not memory.holds(flat):
             return steps_of(flat)
         if memory.staged:
@@ -401,13 +411,15 @@ class MpiGroup(Group):
         if self._each:
             header = self._wire("check", tag=wire.tag)
             steps = compare(header, self._key, self.ranks, f"{collective.count}: {text}", steps)
-        if not wire.staged:
-            return self._run(wire, steps, size, text, wait)
-        while len(self._staged) >= STAGED_OPERATIONS:  # all members wait for the same ones, as they start the same
-            self._staged.popleft().wait()
-        handle = self._run(wire, steps, size, text, wait)
-        self._staged.append(handle)
-        return handle
+        if wire.staged:
+            wire.turn = self._turns.take()
+        passage = wire.passage
+        if passage is not None:
+            steps = passage.around(steps)
+        if wire.in_order:
+            for turn in (wire.turn, passage.turn if passage else None):
+                self.process.progress.until(turn, self.counters)
+        return self._run(wire, steps, size, text, wait)
 
     def _run(self, wire: Wire, steps: Steps, size: int, text: str, wait: bool = False) -> Handle:
         process = self.process

@@ -7,8 +7,11 @@ from typing import Any
 from pytrain.collectives.copies import Copies
 from pytrain.collectives.counters import Counters
 from pytrain.collectives.journal import Entry, Journal
+from pytrain.collectives.turns import OnCaller, Turn
 from pytrain.collectives.wire import Request, Steps, Transport, Wire
 
+TURNS = (Turn, OnCaller)
+NO_MESSAGES = (Copies, *TURNS)  # what this process sees for itself; a union would be made anew at every look
 PAUSE = 50e-6  # seconds between two looks of the progress thread while nothing moves
 
 
@@ -185,9 +188,28 @@ class Progress:
                     self._wait_some()
                     self._poll()
 
+    def until(self, turn: Turn | None, counters: Counters) -> None:
+        """Return when a turn has come, if one is waited for; moves on what is under way."""
+        if turn is None or turn.done():
+            return
+        started = time.perf_counter()
+        with self._lock:
+            while not turn.done():
+                self._wait_some()
+                self._poll()
+        counters.waited_seconds += time.perf_counter() - started
+
     def _wait_some(self) -> None:
-        """Return when something of what is under way has arrived: the next copy, which no other rank holds up."""
-        waiting = [active.requests for active in self._active]
+        """Return when something of what is under way has arrived: the next copy, which no other rank holds up.
+
+        Who waits for a turn has nothing that could arrive: that comes with what the others wait for.
+        """
+        waiting = []
+        for requests in (active.requests for active in self._active):
+            if not isinstance(requests, TURNS):
+                waiting.append(requests)
+            elif requests.done():  # what the thread saw and left to its caller
+                return
         copies = next((requests for requests in waiting if isinstance(requests, Copies)), None)
         if copies is not None:
             copies.wait()
@@ -195,11 +217,15 @@ class Progress:
             self.transport.wait_some([request for requests in waiting for request in requests])
 
     def _test_all(self, requests: list[Request]) -> bool:
-        return requests.done() if isinstance(requests, Copies) else self.transport.test_all(requests)
+        if isinstance(requests, NO_MESSAGES):
+            return requests.done()
+        return self.transport.test_all(requests)
 
     def _wait_all(self, requests: list[Request]) -> None:
         if isinstance(requests, Copies):
             requests.wait()
+        elif isinstance(requests, TURNS):
+            assert requests.done(), "an operation waits for a buffer that no other has"
         else:
             self.transport.wait_all(requests)
 

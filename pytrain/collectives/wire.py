@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pytrain.collectives.copies import Outgoing
 from pytrain.collectives.staging import Block, Staging
 from pytrain.collectives.sums import Operation, add_halves_in_order, merge, merge_in_order
+from pytrain.collectives.turns import Passage, Turn
 
 if TYPE_CHECKING:
     from pytrain._native import Device
@@ -22,8 +23,8 @@ Array = NDArray[Any]
 Request = Any
 """Whatever the transport gives for a message on its way."""
 Steps = Generator[list[Request], None, Any]
-"""A collective operation: yields the messages that must be complete before it goes on (or `Copies`); returns its
-result."""
+"""A collective operation: yields the messages that must be complete before it goes on (or `Copies`, or a `Turn`);
+returns its result."""
 
 
 class Transport(Protocol):
@@ -84,7 +85,7 @@ class Wire:  # made for every operation, so that it is kept light
 
     __slots__ = (
         *("transport", "members", "index", "size", "tag", "tools", "counters", "kind", "half", "operation"),
-        *("alone", "staged", "outgoing", "_taken"),
+        *("alone", "staged", "in_order", "turn", "passage", "outgoing", "_taken"),
     )
 
     def __init__(
@@ -113,6 +114,12 @@ class Wire:  # made for every operation, so that it is kept light
         """Whether nothing else is under way in this process and the caller waits: steps may then block in MPI."""
         self.staged = False
         """Whether the array is a pinned copy of one in a GPU's memory."""
+        self.in_order = False
+        """Whether its messages are told apart by the order in which members post them, and not by a tag."""
+        self.turn: Turn | None = None
+        """At the pinned buffers of the operation's group."""
+        self.passage: Passage | None = None
+        """What is done around it, where its array lies in a buffer that others pass through, too."""
         self.outgoing: Outgoing | None = None
         """Of an array in a GPU's memory whose algorithm says in which order its parts are needed on the host."""
         self._taken: list[Block] = []
@@ -180,9 +187,11 @@ class Wire:  # made for every operation, so that it is kept light
         return block.view(dtype, elements)
 
     def release(self) -> None:
-        """Give all scratch back: the operation has ended."""
+        """Give all scratch back, and whatever was lent: the operation has ended."""
         while self._taken:
             self.tools.staging.give_back(self._taken.pop())
+        if self.turn is not None:
+            self.turn.end()
 
     @property
     def _adder(self) -> Device | None:

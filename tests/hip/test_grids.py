@@ -11,6 +11,13 @@ from tests.parallel.launch import check_ranks
 CASES: list[dict[str, Any]] = [
     {"shape": "gpt2", "dp": 2, "zero": 2},
     {"shape": "llama", "dp": 2, "zero": 3},
+    {
+        "shape": "llama",
+        "dp": 2,
+        "zero": 3,
+        "bucket_mb": 0.0005,
+        "gradient_reduction": "bf16",
+    },  # parts wait for buffers
     {"shape": "llama", "tp": 2, "sequence_parallel": True, "recompute": "full"},
     {"shape": "llama tied", "pp": 2, "schedule": "zero-bubble"},
 ]
@@ -20,7 +27,7 @@ DIRECT: dict[str, Any] = {"shape": "llama", "tp": 2, "sequence_parallel": True}
 
 THREADED: dict[str, dict[str, Any]] = {
     "staged": {"shape": "llama", "dp": 2, "zero": 1},
-    "direct": {"shape": "llama", "dp": 2, "zero": 1, "gradient_reduction": "bf16"},
+    "direct": {"shape": "llama", "dp": 2, "zero": 1, "gradient_reduction": "bf16", "bucket_mb": 0.0005},
 }
 """Sums beside computation, which a thread moves on: copies, messages and additions of its own beside the kernels."""
 

@@ -6,21 +6,25 @@ copied when a message is posted is what was waited for.
 
 from dataclasses import dataclass, field
 from itertools import accumulate
+from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from pytrain import _native
-from pytrain.collectives import algorithms
+from pytrain.collectives import Settings, algorithms
 from pytrain.collectives.copies import Copies
 from pytrain.collectives.counters import Counters
-from pytrain.collectives.device_memory import WHOLE, DeviceMemory, Pinned, Sending
+from pytrain.collectives.device_memory import STAGED_OPERATIONS, WHOLE, DeviceMemory, Pinned, Sending
 from pytrain.collectives.journal import Journal
+from pytrain.collectives.process import Process, ProgressChoice
 from pytrain.collectives.progress import Progress, Running
 from pytrain.collectives.staging import Staging
 from pytrain.collectives.wire import Limits, Tools, Wire, even_bounds
+from pytrain.wire_format import WireFormat
 from tests.parallel.mailbox import Mailbox, MailboxTransport
 
 BLOCK = 16
@@ -155,3 +159,135 @@ def test_what_must_be_posted_in_order_is_copied_at_once(device: _native.Device) 
     buffer.array[:] = 1
     started(progress, memory, buffer.array, 0, "now")
     assert posts.log == [(BLOCK, BLOCK)]
+
+
+PARTS = 8  # of a layer: more than have pinned buffers at a time
+
+
+def group_of(box: Mailbox, rank: int, device: _native.Device | None) -> Any:
+    """A rank's side of a group of two over a mailbox, with three pinned buffers where it computes on a device."""
+    from pytrain.collectives.mpi_group import MpiGroup  # imports mpi4py, which other tests can do without
+
+    cpu, journal = _native.CpuDevice(threads=1), Journal()
+    transport = MailboxTransport(box, rank)
+    process = Process(
+        Settings(limits=LIMITS),
+        journal,
+        Progress(transport, journal),
+        Tools(cpu, Staging(cpu), LIMITS),
+        [SimpleNamespace(node=0)] * 2,  # type: ignore[list-item]
+        ProgressChoice("test", "a test"),
+    )
+    communicator: Any = SimpleNamespace(Get_rank=lambda: rank, Get_size=lambda: 2)
+    group = MpiGroup(process, communicator, "dp", (0, 1))
+    group.transport = transport  # type: ignore[assignment]
+    if device is not None:
+        group.use_device(device)
+        group.reserve_pinned({"dp": Pinned(STAGED_OPERATIONS, 4 * SIZE)})
+    return group
+
+
+SIZE = 2500  # elements of a part: too many bytes for one round to everybody
+
+
+def parts_of(random: np.random.Generator) -> list[Array]:
+    return [random.standard_normal(SIZE).astype(np.float32) + 10 for _ in range(PARTS)]
+
+
+def on(device: _native.Device, arrays: list[Array]) -> list[_native.Buffer]:
+    buffers = [_native.Buffer(device, array.size, "fp32", "gradients") for array in arrays]
+    for buffer, array in zip(buffers, arrays, strict=True):
+        buffer.array[:] = array
+    return buffers
+
+
+def tags(box: Mailbox) -> set[int]:
+    """Of the operations that have posted a message which was not answered."""
+    return {ends[2] for ends, queue in (*box.sends.items(), *box.receives.items()) if queue}
+
+
+def test_a_layer_in_many_parts_does_not_hold_up_its_rank(device: _native.Device, random: np.random.Generator) -> None:
+    """All parts are started while no message arrives; the fourth begins when the first has ended, in its buffer."""
+    pytest.importorskip("mpi4py")
+    box = Mailbox()
+    group, other = group_of(box, 0, device), group_of(box, 1, None)
+    mine, theirs = parts_of(random), parts_of(random)
+    wanted = [own + others for own, others in zip(mine, theirs, strict=True)]
+    buffers = on(device, mine)
+    pinned_bytes = device.bytes_peak("staging")
+    handles = [group.start_all_reduce(buffer.array) for buffer in buffers]
+    for _ in range(100):
+        group.poll()
+    first = min(tags(box))
+    assert tags(box) == {first, first + 1, first + 2}, "three of them have posted their messages"
+    assert not any(handle.done for handle in handles)
+    for number in range(PARTS):
+        assert not handles[number].test()
+        answer = other.start_all_reduce(theirs[number])
+        for _ in range(100):
+            other.poll()
+            group.poll()
+        assert answer.test()
+        assert handles[number].test()
+        begun = {first + one for one in range(number + 1, min(number + 4, PARTS))}
+        assert tags(box) == begun, f"after part {number}"
+    for buffer, shared, exact in zip(buffers, theirs, wanted, strict=True):
+        assert shared.tobytes() == buffer.array.tobytes() == exact.tobytes()
+    assert device.bytes_peak("staging") == pinned_bytes, "more pinned memory than was reserved"
+
+
+@pytest.mark.parametrize("trial", range(3))
+def test_two_ranks_on_gpus_meet_in_every_order(
+    device: _native.Device, random: np.random.Generator, trial: int
+) -> None:
+    """Each starts parts and looks when it likes: sums, also as bf16, gathers, and arrays of the host between them."""
+    pytest.importorskip("mpi4py")
+    box = Mailbox()
+    groups = [group_of(box, rank, device) for rank in range(2)]
+    given = [parts_of(random) for _ in range(2)]
+    buffers = [on(device, arrays) for arrays in given]
+    formats = [WireFormat(device, "fp32", "bf16", SIZE) for _ in groups]
+    kinds = random.choice(["sum", "shard", "gather", "host", "bf16", "bf16"], PARTS)
+    handles: list[list[Any]] = [[], []]
+
+    def start(rank: int) -> Any:
+        number = len(handles[rank])
+        array, kind = buffers[rank][number].array, kinds[number]
+        if kind == "host":
+            return groups[rank].start_all_reduce(given[rank][number])
+        if kind == "bf16":
+            return formats[rank].start(
+                array,
+                slice(0, SIZE),
+                lambda halves, passage: groups[rank].start_all_reduce(halves, "bf16", passage=passage),
+            )
+        call = {"sum": "start_all_reduce", "shard": "start_reduce_scatter", "gather": "start_all_gather"}[kind]
+        return getattr(groups[rank], call)(array)
+
+    exact = [given[0][number] + given[1][number] for number in range(PARTS)]
+    for _ in range(10_000):
+        rank = int(random.random() < 0.7)
+        if len(handles[rank]) < PARTS and random.random() < 0.5:
+            handles[rank].append(start(rank))
+        else:
+            groups[rank].poll()
+        if all(len(one) == PARTS and all(handle.done for handle in one) for one in handles):
+            break
+    else:
+        pytest.fail(f"trial {trial}: {[[handle.done for handle in one] for one in handles]}")
+    half = SIZE // 2
+    for number, kind in enumerate(kinds):
+        found = [given[rank][number] if kind == "host" else buffers[rank][number].array for rank in range(2)]
+        if kind in ("sum", "host"):
+            assert all(array.tobytes() == exact[number].tobytes() for array in found), kind
+        elif kind == "bf16":
+            terms = [given[rank][number].astype(ml_dtypes.bfloat16).astype(np.float32) for rank in range(2)]
+            wanted = (terms[0] + terms[1]).astype(ml_dtypes.bfloat16).astype(np.float32)
+            assert all(array.tobytes() == wanted.tobytes() for array in found)
+        elif kind == "shard":
+            assert found[0][:half].tobytes() == exact[number][:half].tobytes()
+            assert found[1][half:].tobytes() == exact[number][half:].tobytes()
+        else:
+            wanted = np.concatenate([given[0][number][:half], given[1][number][half:]])
+            assert all(array.tobytes() == wanted.tobytes() for array in found)
+    assert box.left_over() == 0
