@@ -12,8 +12,9 @@ namespace pytrain::cpu {
 
 // Up to this many rows, packing all of op(b) beforehand costs more than using it: each task packs its own panels.
 constexpr std::int64_t kSkinnyRows = 32;
-// Blocks of k are cut to a multiple of this: whole steps of any table, and whole chains of fp16 sums.
-constexpr std::int64_t kDepthStep = 64;
+// Blocks of k are cut to a multiple of this: whole steps of any table, and whole chains of fp16 sums, which are 64
+// words of two elements.
+constexpr std::int64_t kDepthStep = 128;
 
 // Where a 16-bit c is summed in fp32: in the thread's own scratch where one block of k is all there is, so that the
 // sums are rounded before they leave the second-level cache; else in the workspace, from block to block.
